@@ -1,0 +1,158 @@
+//! `sandbox`: pods and their containers. CRI's runtime calls come here; lists and statuses are read from the published [`View`] instead.
+use arc_swap::ArcSwap;
+use kernel::Protocol;
+use proto::cri;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The sandbox actor's protocol.
+pub struct Sandboxes;
+impl Protocol for Sandboxes {
+    const ACTOR: &'static str = "sandbox";
+}
+
+/// A pod as published.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Status as CRI gives it.
+    pub status: cri::PodSandboxStatus,
+    /// Configuration as the client gave it.
+    pub config: Arc<cri::PodSandboxConfig>,
+    /// Verbose info: key → JSON text.
+    pub info: BTreeMap<String, String>,
+}
+
+/// A container as published.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Its pod.
+    pub sandbox_id: String,
+    /// Status as CRI gives it.
+    pub status: cri::ContainerStatus,
+    /// Pid of its init, 0 when it does not run.
+    pub pid: u32,
+    /// Verbose info: key → JSON text.
+    pub info: BTreeMap<String, String>,
+}
+
+/// Immutable picture of all pods and containers, replaced as a whole: readers never wait.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    /// Pods by id.
+    pub pods: BTreeMap<String, Arc<Pod>>,
+    /// Containers by id.
+    pub containers: BTreeMap<String, Arc<Container>>,
+    /// Recovery after a start is complete.
+    pub recovered: bool,
+}
+
+/// Where the sandbox actor publishes its [`Picture`].
+#[derive(Default)]
+pub struct View(pub ArcSwap<Picture>);
+
+/// Runs a pod; answers its id. A retry of a creation in flight joins it.
+#[derive(Clone, Debug)]
+pub struct RunPod {
+    /// Configuration.
+    pub config: cri::PodSandboxConfig,
+    /// Runtime handler, empty = default.
+    pub handler: String,
+}
+/// Stops a pod; succeeds when absent.
+#[derive(Clone, Debug)]
+pub struct StopPod {
+    /// Id or unique prefix.
+    pub id: String,
+}
+/// Removes a pod and its containers; succeeds when absent.
+#[derive(Clone, Debug)]
+pub struct RemovePod {
+    /// Id.
+    pub id: String,
+}
+/// Creates a container; answers its id.
+#[derive(Clone, Debug)]
+pub struct CreateContainer {
+    /// Pod's id.
+    pub sandbox_id: String,
+    /// Configuration.
+    pub config: cri::ContainerConfig,
+    /// Pod's configuration as the client repeats it.
+    pub sandbox_config: cri::PodSandboxConfig,
+}
+/// Starts it.
+#[derive(Clone, Debug)]
+pub struct StartContainer {
+    /// Id.
+    pub id: String,
+}
+/// Stops it: signal, grace period, SIGKILL.
+#[derive(Clone, Debug)]
+pub struct StopContainer {
+    /// Id.
+    pub id: String,
+    /// Seconds.
+    pub grace_s: i64,
+}
+/// Removes it, killing it when it runs; succeeds when absent.
+#[derive(Clone, Debug)]
+pub struct RemoveContainer {
+    /// Id.
+    pub id: String,
+}
+/// Updates its resources.
+#[derive(Clone, Debug)]
+pub struct UpdateContainer {
+    /// Request as it came.
+    pub request: cri::UpdateContainerResourcesRequest,
+}
+/// Reopens its log.
+#[derive(Clone, Debug)]
+pub struct ReopenLog {
+    /// Id.
+    pub id: String,
+}
+/// Runs a command in it.
+#[derive(Clone, Debug)]
+pub struct ExecSync {
+    /// Id.
+    pub id: String,
+    /// Command.
+    pub cmd: Vec<String>,
+    /// Seconds; 0 = none.
+    pub timeout_s: i64,
+}
+/// Runtime and network conditions, and verbose info.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// With info.
+    pub verbose: bool,
+}
+/// Statistics of running containers by id (empty = all).
+#[derive(Clone, Debug)]
+pub struct ContainerStats {
+    /// Ids.
+    pub ids: Vec<String>,
+}
+/// The kubelet's pod CIDR.
+#[derive(Clone, Debug)]
+pub struct UpdateRuntimeConfig {
+    /// CIDRs.
+    pub pod_cidr: String,
+}
+
+kernel::messages! { Sandboxes => {
+    RunPod -> String idempotent,
+    StopPod -> () idempotent,
+    RemovePod -> () idempotent,
+    CreateContainer -> String idempotent,
+    StartContainer -> (),
+    StopContainer -> () idempotent,
+    RemoveContainer -> () idempotent,
+    UpdateContainer -> () idempotent,
+    ReopenLog -> () idempotent,
+    ExecSync -> cri::ExecSyncResponse,
+    Status -> cri::StatusResponse idempotent,
+    ContainerStats -> Vec<cri::ContainerStats> idempotent,
+    UpdateRuntimeConfig -> () idempotent,
+} }

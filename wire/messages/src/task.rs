@@ -1,0 +1,235 @@
+//! `task`: shims and what runs in them. The parent starts and adopts shims; a child actor `task.shim` for each shim talks to it,
+//! so that a deaf shim delays its own pod only.
+use crate::snapshot::Mount;
+use kernel::Protocol;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The task actor's protocol: all requests go to it; it forwards to the child that owns the shim.
+pub struct Tasks;
+impl Protocol for Tasks {
+    const ACTOR: &'static str = "task";
+}
+
+/// How to run things: the runtime of a pod, from the configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Runtime {
+    /// Runtime type (`io.containerd.troupe.v2`) or absolute path of a shim.
+    pub name: String,
+    /// `BinaryName` of the options: an external runc-compatible binary; empty = the shim's embedded engine.
+    pub binary_name: String,
+    /// `SystemdCgroup` of the options.
+    pub systemd_cgroup: bool,
+    /// `Root` of the options.
+    pub root: String,
+}
+
+/// Namespaces that a pod shares, for a sandbox without a pause process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PodNamespaces {
+    /// Path of the pod's network namespace; `None` = the node's.
+    pub network: Option<String>,
+    /// `pod` or `node`.
+    pub ipc: String,
+    /// `pod`, `container` or `node`.
+    pub pid: String,
+    /// `pod` or `node`.
+    pub uts: String,
+    /// Hostname in the pod's UTS namespace.
+    pub hostname: String,
+    /// Sysctls, written inside the pod's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Cgroup of the pod.
+    pub cgroup_parent: String,
+}
+
+/// A started sandbox.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SandboxHandle {
+    /// Process that stands for the pod (its init, or the shim).
+    pub pid: u32,
+    /// Paths of the pod's namespaces by OCI type (`ipc`, `uts`, `pid`), for the containers' specs.
+    pub namespaces: BTreeMap<String, String>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, 128 + signal, 255 when unknown.
+    pub code: u32,
+    /// When, Unix nanoseconds.
+    pub at_ns: i64,
+    /// The container's cgroup saw an OOM kill.
+    pub oom: bool,
+    /// Which witness told it: `event`, `wait`, `pidfd`, `lost`.
+    pub witness: String,
+}
+
+/// State of a task.
+#[derive(Clone, Debug)]
+pub enum TaskState {
+    /// Created, not started.
+    Created {
+        /// Pid.
+        pid: u32,
+    },
+    /// Running.
+    Running {
+        /// Pid.
+        pid: u32,
+    },
+    /// Paused.
+    Paused {
+        /// Pid.
+        pid: u32,
+    },
+    /// Ended.
+    Exited(Exit),
+}
+
+/// Starts the pod's shim and its sandbox. Undone on failure.
+#[derive(Clone, Debug)]
+pub struct StartSandbox {
+    /// Sandbox id.
+    pub id: String,
+    /// Runtime.
+    pub runtime: Runtime,
+    /// Namespaces.
+    pub namespaces: PodNamespaces,
+}
+/// Stops what is left in the sandbox; the shim stays until `RemoveSandbox`.
+#[derive(Clone, Debug)]
+pub struct StopSandbox {
+    /// Sandbox id.
+    pub id: String,
+}
+/// Shuts the shim down and deletes its bundle; kills it when it does not answer. Succeeds when absent.
+#[derive(Clone, Debug)]
+pub struct RemoveSandbox {
+    /// Sandbox id.
+    pub id: String,
+}
+/// Where a process' streams go.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Stdio {
+    /// FIFO or empty.
+    pub stdin: String,
+    /// FIFO, `file://`, `cri-log://` or empty.
+    pub stdout: String,
+    /// The same.
+    pub stderr: String,
+    /// Terminal.
+    pub terminal: bool,
+}
+/// Makes the container's bundle and creates its task in the pod's shim. Undone on failure. Answers the pid.
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// Container id.
+    pub id: String,
+    /// Its sandbox.
+    pub sandbox_id: String,
+    /// OCI runtime spec as JSON.
+    pub spec: Vec<u8>,
+    /// Root file system.
+    pub rootfs: Vec<Mount>,
+    /// Streams.
+    pub stdio: Stdio,
+}
+/// Starts a created task.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Container id.
+    pub id: String,
+}
+/// Signals it (or all its processes). `NotFound` when it has ended.
+#[derive(Clone, Debug)]
+pub struct Kill {
+    /// Container id.
+    pub id: String,
+    /// Exec id; empty = the container's init.
+    pub exec_id: String,
+    /// Signal number.
+    pub signal: u32,
+    /// The whole cgroup.
+    pub all: bool,
+}
+/// Waits for the end of a container's init. Survives restarts of actors.
+#[derive(Clone, Debug)]
+pub struct Wait {
+    /// Container id.
+    pub id: String,
+}
+/// Deletes an ended task and its bundle. Succeeds when absent.
+#[derive(Clone, Debug)]
+pub struct Delete {
+    /// Container id.
+    pub id: String,
+}
+/// State; `None` when there is no such task.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Container id.
+    pub id: String,
+}
+/// Updates resources (OCI `LinuxResources` as JSON).
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// Container id.
+    pub id: String,
+    /// JSON.
+    pub resources: Vec<u8>,
+}
+/// Runs a process to its end with bounded output.
+#[derive(Clone, Debug)]
+pub struct ExecSync {
+    /// Container id.
+    pub id: String,
+    /// OCI `Process` as JSON.
+    pub process: Vec<u8>,
+    /// Milliseconds; 0 = none. When it passes, the process is killed and the call fails with `DeadlineExceeded`.
+    pub timeout_ms: u64,
+    /// At most this many bytes are kept of each stream.
+    pub max_output: usize,
+}
+/// Its result.
+#[derive(Clone, Debug)]
+pub struct ExecResult {
+    /// Exit code.
+    pub code: i32,
+    /// Output.
+    pub stdout: Vec<u8>,
+    /// Errors.
+    pub stderr: Vec<u8>,
+}
+/// Has the shim reopen the container's log file.
+#[derive(Clone, Debug)]
+pub struct ReopenLog {
+    /// Container id.
+    pub id: String,
+}
+/// Statistics: the shim's `Any` (cgroup metrics).
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Container id.
+    pub id: String,
+}
+/// Sandbox and containers that are adopted, for recovery: ids with a live shim.
+#[derive(Clone, Debug)]
+pub struct Adopted;
+
+kernel::messages! { Tasks => {
+    StartSandbox -> SandboxHandle,
+    StopSandbox -> () idempotent,
+    RemoveSandbox -> () idempotent,
+    Create -> u32,
+    Start -> u32,
+    Kill -> () idempotent,
+    Wait -> Exit idempotent,
+    Delete -> Option<Exit> idempotent,
+    State -> Option<TaskState> idempotent,
+    Update -> () idempotent,
+    ExecSync -> ExecResult,
+    ReopenLog -> () idempotent,
+    Stats -> proto::prost_types::Any idempotent,
+    Adopted -> Vec<String> idempotent,
+} }
