@@ -1,0 +1,68 @@
+//! Generates the outside protocols without `protoc`.
+//!
+//! Two sources of descriptors: our own `.proto` files, parsed by protox, and, for all that a shim speaks, the descriptors that the published crate
+//! `containerd-shim-protos` carries (so nothing of it is copied). One code family comes out: prost messages, with tonic glue for gRPC services and
+//! ttrpc glue (`build/ttrpc_glue.rs`) for the packages in `TTRPC_PACKAGES`.
+
+mod build_descriptors;
+mod build_ttrpc;
+
+use prost_build::{Service, ServiceGenerator};
+use std::error::Error;
+
+/// Packages whose services are spoken over ttrpc; every other service is gRPC.
+const TTRPC_PACKAGES: [&str; 4] =
+    ["containerd.task.v3", "containerd.runtime.sandbox.v1", "containerd.services.events.ttrpc.v1", "troupe.shim.v1"];
+
+/// Own files for every build.
+const PROTOS: [&str; 1] = ["proto/shim.proto"];
+/// Own files for the `grpc` feature: a shim has no use for them.
+const GRPC_PROTOS: [&str; 2] = ["proto/cri.proto", "proto/rpc_status.proto"];
+
+/// Gives each service the glue of its transport.
+struct Glue {
+    grpc: Option<Box<dyn ServiceGenerator>>,
+}
+
+impl ServiceGenerator for Glue {
+    fn generate(&mut self, service: Service, out: &mut String) {
+        if TTRPC_PACKAGES.contains(&service.package.as_str()) {
+            build_ttrpc::generate(&service, out);
+        } else if let Some(grpc) = &mut self.grpc {
+            grpc.generate(service, out);
+        }
+    }
+
+    fn finalize(&mut self, out: &mut String) {
+        if let Some(grpc) = &mut self.grpc {
+            grpc.finalize(out);
+        }
+    }
+
+    fn finalize_package(&mut self, package: &str, out: &mut String) {
+        if let Some(grpc) = &mut self.grpc {
+            grpc.finalize_package(package, out);
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for path in ["build.rs", "build_descriptors.rs", "build_ttrpc.rs", "proto"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
+    let mut files = PROTOS.to_vec();
+    if grpc {
+        files.extend(GRPC_PROTOS);
+    }
+    let set = build_descriptors::collect(&files)?;
+    let tonic = || tonic_prost_build::configure().build_transport(false).generate_default_stubs(true).service_generator();
+    prost_build::Config::new()
+        .enable_type_names()
+        // Credentials: `src/redact.rs` prints it without them.
+        .skip_debug(["runtime.v1.AuthConfig"])
+        .include_file("protos.rs")
+        .service_generator(Box::new(Glue { grpc: grpc.then(tonic) }))
+        .compile_fds(set)?;
+    Ok(())
+}
