@@ -7,8 +7,10 @@
 mod build_descriptors;
 mod build_ttrpc;
 
+use prost::Message as _;
 use prost_build::{Service, ServiceGenerator};
 use std::error::Error;
+use std::path::Path;
 
 /// Packages whose services are spoken over ttrpc; every other service is gRPC.
 const TTRPC_PACKAGES: [&str; 4] =
@@ -56,6 +58,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         files.extend(GRPC_PROTOS);
     }
     let set = build_descriptors::collect(&files)?;
+    // For the tests, which compare it with the published contracts.
+    std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin"), set.encode_to_vec())?;
     let tonic = || tonic_prost_build::configure().build_transport(false).generate_default_stubs(true).service_generator();
     prost_build::Config::new()
         .enable_type_names()

@@ -7,9 +7,9 @@ pub mod glue;
 #[cfg(feature = "grpc")]
 mod redact;
 
-pub use {async_trait::async_trait, prost, prost_types, ttrpc};
 #[cfg(feature = "grpc")]
 pub use tonic;
+pub use {async_trait::async_trait, prost, prost_types, ttrpc};
 
 use prost_types::Any;
 
