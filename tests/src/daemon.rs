@@ -1,0 +1,215 @@
+//! A private daemon: own directories, own sockets, own network, own cgroup; everything is cleaned up when it is dropped.
+use crate::cri::{self, Cri};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// How to start a daemon.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Allow fault injection.
+    pub chaos: bool,
+    /// External runc-compatible binary; empty = the embedded engine.
+    pub binary_name: String,
+    /// Snapshotter, empty = overlayfs.
+    pub snapshotter: String,
+    /// Further lines at the end of the configuration.
+    pub extra: String,
+}
+
+/// A running daemon on private directories.
+pub struct Daemon {
+    /// Everything of it lives here.
+    pub dir: PathBuf,
+    /// Unique tag of this daemon: name of its cgroup, its bridge, its directory.
+    pub tag: String,
+    child: Option<Child>,
+}
+
+/// Directory of the binaries under test: `$TROUPE_BIN_DIR`, or beside the running test.
+pub fn binaries() -> PathBuf {
+    if let Some(dir) = std::env::var_os("TROUPE_BIN_DIR") {
+        return dir.into();
+    }
+    let exe = std::env::current_exe().unwrap();
+    let dir = exe.parent().unwrap();
+    if dir.ends_with("deps") { dir.parent().unwrap().to_owned() } else { dir.to_owned() }
+}
+
+impl Daemon {
+    /// Writes the configuration and starts `troupe daemon`; answers when its socket serves.
+    pub async fn start(options: &Options) -> Result<Daemon> {
+        let tag = format!("trp{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(&tag);
+        for sub in ["root", "state", "cni", "logs", "certs", "cnicache"] {
+            std::fs::create_dir_all(dir.join(sub))?;
+        }
+        let mut daemon = Daemon { dir, tag, child: None };
+        daemon.write_configuration(options)?;
+        daemon.spawn().await?;
+        Ok(daemon)
+    }
+
+    fn write_configuration(&self, options: &Options) -> Result<()> {
+        let (dir, snapshotter) = (self.dir.display(), if options.snapshotter.is_empty() { "overlayfs" } else { &options.snapshotter });
+        let config = format!(
+            r#"version = 4
+root = "{dir}/root"
+state = "{dir}/state"
+[debug]
+level = "info"
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "{snapshotter}"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{dir}/certs"
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+conf_dir = "{dir}/cni"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+BinaryName = "{}"
+[plugins."io.troupe.kernel.v1.chaos"]
+enabled = {}
+{}
+"#,
+            options.binary_name, options.chaos, options.extra
+        );
+        std::fs::write(self.dir.join("config.toml"), config)?;
+        std::fs::write(self.dir.join("cni/10-test.conflist"), self.network())?;
+        Ok(())
+    }
+
+    /// A bridge of this daemon's own, addresses of its own, no masquerading: nothing leaves the machine.
+    fn network(&self) -> String {
+        let n = std::process::id().wrapping_mul(8).wrapping_add(COUNT.load(Ordering::Relaxed)) % 60_000;
+        let subnet = format!("10.{}.{}.0/24", 90 + n / 256 % 100, n % 256);
+        serde_json::json!({"cniVersion": "1.0.0", "name": self.tag, "plugins": [{"type": "bridge", "bridge": self.bridge(), "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": self.dir.join("ipam"), "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}]})
+        .to_string()
+    }
+
+    fn bridge(&self) -> String {
+        self.tag.chars().take(15).collect()
+    }
+
+    /// Starts the process (again) and waits until CRI answers; answers how long that took.
+    pub async fn spawn(&mut self) -> Result<Duration> {
+        let began = Instant::now();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let troupe = binaries().join("troupe");
+        let child = Command::new(&troupe)
+            .arg("daemon")
+            .arg("-c")
+            .arg(self.dir.join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", troupe.display()))?;
+        self.child = Some(child);
+        loop {
+            if let Ok(mut client) = cri::connect(&self.socket()).await
+                && client.runtime.version(proto::cri::VersionRequest::default()).await.is_ok()
+            {
+                return Ok(began.elapsed());
+            }
+            if let Some(status) = self.child.as_mut().unwrap().try_wait()? {
+                bail!("the daemon ended with {status}:\n{}", self.log_tail());
+            }
+            if began.elapsed() > Duration::from_secs(20) {
+                bail!("the daemon does not serve {}:\n{}", self.socket().display(), self.log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Its CRI socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("state/troupe.sock")
+    }
+
+    /// Its log.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("daemon.log")
+    }
+
+    /// Where tests put container logs.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Pid of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map(Child::id).unwrap_or(0)
+    }
+
+    /// A client of it.
+    pub async fn cri(&self) -> Result<Cri> {
+        let mut client = cri::connect(&self.socket()).await?;
+        client.cgroup_parent = format!("/{}", self.tag);
+        Ok(client)
+    }
+
+    /// SIGKILL, as the kernel's OOM killer would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Runs `troupe …` against this daemon; answers its standard output.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let output =
+            Command::new(binaries().join("troupe")).arg("--control").arg(self.dir.join("state/control.sock")).args(args).output()?;
+        if !output.status.success() {
+            bail!("troupe {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Processes that belong to this daemon: their command line or environment names its directory, or they are in its cgroup.
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        crate::census::processes_of(&self.dir, &self.tag).into_iter().filter(|(pid, _)| *pid != self.pid()).collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log_path().display(), self.log_tail());
+        }
+        self.kill();
+        for _ in 0..50 {
+            let left = self.processes();
+            for (pid, _) in &left {
+                // SAFETY: kill(2) with a plain pid and signal number touches no memory.
+                unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
+            }
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in crate::census::mounts_below(&self.dir).iter().rev() {
+            let _ = Command::new("umount").args(["-l", mount]).stderr(Stdio::null()).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge()]).stderr(Stdio::null()).status();
+        crate::census::remove_cgroups(&self.tag);
+        let _ = std::fs::remove_dir_all(&self.dir);
+        let _ = Path::new(&self.dir).exists();
+    }
+}

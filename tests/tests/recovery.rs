@@ -1,0 +1,160 @@
+//! The daemon is killed and comes back; shims fall silent; actors are killed: containers go on and exits are told rightly.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+use proto::cri::*;
+use std::time::{Duration, Instant};
+use troupe_tests::daemon::{Daemon, Options};
+use troupe_tests::{census, registry::Registry};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_the_daemon_and_their_exits_are_told() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let mut daemon = Daemon::start(&Options::default()).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    let pod = cri.pod("survivor", false, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let lasting = cri
+        .run(&sandbox, &cri.container("lasting", &image, &["sh", "-c", "while true; do echo alive; sleep 0.1; done"]), &pod)
+        .await
+        .unwrap();
+    let ending = cri.run(&sandbox, &cri.container("ending", &image, &["sh", "-c", "sleep 0.5; exit 42"]), &pod).await.unwrap();
+
+    daemon.kill();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let log = std::fs::read_to_string(daemon.logs().join("lasting.log")).unwrap();
+    let lines = log.lines().count();
+    assert!(lines >= 8, "logs went on while the daemon was dead: {lines} lines");
+    let took = daemon.spawn().await.unwrap();
+    println!("socket served {took:?} after the start");
+    let mut cri = daemon.cri().await.unwrap();
+    let ended = cri.wait_exit(&ending, 10).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (42, "Error"));
+    assert_eq!(cri.status(&lasting).await.unwrap().state, ContainerState::ContainerRunning as i32);
+    assert_eq!(cri.exec(&lasting, &["echo", "back"], 10).await.unwrap().stdout, b"back\n");
+    let pods = cri.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    assert_eq!((pods.len(), pods[0].state), (1, PodSandboxState::SandboxReady as i32));
+    cri.drop_pod(&sandbox).await.unwrap();
+    settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_does_not_answer_delays_nobody_else() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let daemon = Daemon::start(&Options::default()).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    let pod = cri.pod("deaf", true, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    cri.run(&sandbox, &cri.container("c", &image, &["sleep", "1000"]), &pod).await.unwrap();
+    let shims: Vec<u32> = daemon.processes().into_iter().filter(|(_, c)| c.contains("containerd-shim-troupe")).map(|(p, _)| p).collect();
+    assert!(!shims.is_empty());
+    for shim in &shims {
+        // SAFETY: kill(2) with a plain pid and signal number touches no memory.
+        unsafe { libc::kill(*shim as i32, libc::SIGSTOP) };
+    }
+    let mut stuck = cri.clone();
+    let stopping = sandbox.clone();
+    let stop = tokio::spawn(async move { stuck.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: stopping }).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    let other = cri.pod("lively", true, &daemon.logs());
+    let lively = cri.run_pod(&other).await.unwrap();
+    let container = cri.run(&lively, &cri.container("c", &image, &["sleep", "1000"]), &other).await.unwrap();
+    cri.exec(&container, &["true"], 10).await.unwrap();
+    cri.runtime.list_containers(ListContainersRequest::default()).await.unwrap();
+    cri.drop_pod(&lively).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "another pod took {:?}", began.elapsed());
+    let ops = daemon.cli(&["ops"]).unwrap();
+    assert!(ops.contains("StopPodSandbox"), "the stuck operation is listed:\n{ops}");
+    let _ = tokio::time::timeout(Duration::from_secs(60), stop).await.expect("the stuck stop ends in time");
+    cri.drop_pod(&sandbox).await.unwrap();
+    settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_actor_may_die_in_the_middle() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let daemon = Daemon::start(&Options { chaos: true, ..Default::default() }).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    for (number, actor) in
+        ["store", "events", "content", "snapshot", "network", "image", "task", "task.shim", "sandbox", "sandbox.pod"].iter().enumerate()
+    {
+        daemon.cli(&["chaos", "add", "--actor", actor, "--fault", "panic", "--nth", "2"]).unwrap();
+        let pod = cri.pod(&format!("killed{number}"), false, &daemon.logs());
+        // As a kubelet would: try again until it works.
+        let sandbox = retry(|| async { cri.clone().run_pod(&pod).await }, actor).await;
+        let config = cri.container("c", &image, &["sleep", "1000"]);
+        let id = retry(|| async { cri.clone().create(&sandbox, &config, &pod).await }, actor).await;
+        retry(
+            || async {
+                let mut cri = cri.clone();
+                match cri.status(&id).await {
+                    Ok(s) if s.state == ContainerState::ContainerRunning as i32 => Ok(()),
+                    _ => cri.start(&id).await,
+                }
+            },
+            actor,
+        )
+        .await;
+        retry(|| async { cri.clone().stop(&id, 0).await }, actor).await;
+        retry(|| async { cri.clone().drop_pod(&sandbox).await }, actor).await;
+        daemon.cli(&["chaos", "clear"]).unwrap();
+        settle(&daemon, &before).await;
+    }
+    let actors = daemon.cli(&["actors"]).unwrap();
+    assert!(!actors.contains("down"), "{actors}");
+}
+
+async fn retry<T, F: Future<Output = anyhow::Result<T>>>(mut call: impl FnMut() -> F, actor: &str) -> T {
+    let mut last = None;
+    for _ in 0..20 {
+        match call().await {
+            Ok(value) => return value,
+            Err(e) => last = Some(e),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("with {actor} killed, no retry worked: {last:?}");
+}
+
+async fn settle(daemon: &Daemon, before: &census::Census) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while census::take(daemon) != *before && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(census::take(daemon), *before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chaos_is_refused_unless_the_configuration_allows_it() {
+    let daemon = Daemon::start(&Options::default()).await.unwrap();
+    let refused = daemon.cli(&["chaos", "add", "--actor", "store", "--fault", "panic"]).unwrap_err().to_string();
+    assert!(refused.contains("enabled"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_waterfall_names_every_hop_and_joins_the_callers_trace() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let daemon = Daemon::start(&Options::default()).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let pod = cri.pod("traced", false, &daemon.logs());
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let mut request = tonic::Request::new(RunPodSandboxRequest { config: Some(pod), ..Default::default() });
+    request.metadata_mut().insert("traceparent", format!("00-{trace}-00f067aa0ba902b7-01").parse().unwrap());
+    let sandbox = cri.runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+    let waterfall = daemon.cli(&["trace", trace]).unwrap();
+    println!("{waterfall}");
+    for hop in ["RunPodSandbox", "sandbox.RunPod", "network.Attach", "bridge", "task.StartSandbox", "store.Commit"] {
+        assert!(waterfall.contains(hop), "{hop} is missing in\n{waterfall}");
+    }
+    cri.drop_pod(&sandbox).await.unwrap();
+}
