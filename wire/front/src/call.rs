@@ -1,0 +1,150 @@
+//! One outside request as an operation of the kernel.
+//!
+//! [`run`] opens the operation, holds it to its deadline, turns a panic into `Internal`, and says where a failure happened. When the client goes
+//! away, its future is dropped here, and with it the operation: the kernel then counts it as cancelled.
+
+use crate::status::{self, Place};
+use futures::FutureExt as _;
+use kernel::{Cx, Fault, Operation, Result, System};
+use std::any::Any;
+use std::future::{Future, Ready, ready};
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+use tonic::metadata::MetadataMap;
+use tonic::transport::server::UdsConnectInfo;
+
+/// W3C trace context, in gRPC and ttrpc metadata alike.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// Our deadline lies before the client's, so that the answer that names step and trace is there in time: a twentieth of the timeout, at most this.
+const ANSWER_MARGIN: Duration = Duration::from_millis(100);
+
+/// What the outside told about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// Name of the operation, `rpc.method` as OpenTelemetry has it.
+    pub name: &'static str,
+    /// The caller's trace, if it sent one.
+    pub traceparent: Option<&'a str>,
+    /// The caller's patience.
+    pub timeout: Option<Duration>,
+}
+
+/// Runs `work` as an operation. With the answer comes the operation's own traceparent; with a fault, where it happened.
+pub async fn run<T, F, Fut>(system: &System, origin: Origin<'_>, work: F) -> Result<(T, String), (Fault, Place)>
+where
+    F: FnOnce(Cx) -> Fut,
+    Fut: Future<Output = Result<T>>,
+{
+    let timeout = origin.timeout.map(|t| t.saturating_sub((t / 20).min(ANSWER_MARGIN)));
+    let operation = system.root(origin.name, origin.traceparent, timeout);
+    let cx = operation.cx.clone();
+    let guarded = AssertUnwindSafe(async { work(cx).await }).catch_unwind();
+    let answer = match timeout {
+        Some(limit) => tokio::time::timeout(limit, guarded).await.unwrap_or_else(|_| Ok(Err(late(origin.name, limit)))),
+        None => guarded.await,
+    };
+    let answer = answer.unwrap_or_else(|panic| Err(Fault::internal(format!("{} panicked: {}", origin.name, text(&*panic)))));
+    let place = answer.as_ref().err().map(|_| place(system, &operation));
+    let traceparent = operation.cx.traceparent();
+    operation.finish(&answer);
+    match answer {
+        Ok(value) => Ok((value, traceparent)),
+        Err(fault) => Err((fault, place.unwrap_or_default())),
+    }
+}
+
+/// Runs a gRPC request. The answer's metadata carry the trace.
+pub async fn grpc<Q, T, F, Fut>(
+    system: &System,
+    name: &'static str,
+    request: tonic::Request<Q>,
+    work: F,
+) -> Result<tonic::Response<T>, tonic::Status>
+where
+    F: FnOnce(Cx, Q) -> Fut + Send,
+    Fut: Future<Output = Result<T>> + Send,
+{
+    let (metadata, extensions, message) = request.into_parts();
+    let peer = extensions.get::<UdsConnectInfo>().and_then(|i| i.peer_cred).and_then(|c| c.pid());
+    let traceparent = metadata.get(TRACEPARENT).and_then(|v| v.to_str().ok());
+    let origin = Origin { name, traceparent, timeout: grpc_timeout(&metadata) };
+    let outcome = run(system, origin, |cx| {
+        if let Some(pid) = peer {
+            cx.attr("client.process.pid", pid);
+        }
+        work(cx, message)
+    });
+    match outcome.await {
+        Ok((answer, traceparent)) => {
+            let mut response = tonic::Response::new(answer);
+            if let Ok(value) = traceparent.parse() {
+                response.metadata_mut().insert(TRACEPARENT, value);
+            }
+            Ok(response)
+        }
+        Err((fault, place)) => {
+            tracing::warn!(rpc = name, trace_id = %place.trace, step = %place.step, error = %fault, "call failed");
+            Err(status::grpc(&fault, &place))
+        }
+    }
+}
+
+/// The answer of a method that is not there yet.
+pub fn not_yet<T>(what: &str, instead: &str) -> Ready<Result<T>> {
+    ready(Err(Fault::unimplemented(format!("{what} is not implemented by this version of Troupe: {instead}"))))
+}
+
+/// The client's patience, from gRPC's `grpc-timeout`: up to eight digits and a unit.
+fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let n: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(n * 3600)),
+        "M" => Some(Duration::from_secs(n * 60)),
+        "S" => Some(Duration::from_secs(n)),
+        "m" => Some(Duration::from_millis(n)),
+        "u" => Some(Duration::from_micros(n)),
+        "n" => Some(Duration::from_nanos(n)),
+        _ => None,
+    }
+}
+
+fn late(name: &str, limit: Duration) -> Fault {
+    Fault::deadline_exceeded(format!("{name} did not finish within the client's timeout ({} ms)", limit.as_millis()))
+}
+
+fn place(system: &System, operation: &Operation) -> Place {
+    let (op, trace) = (operation.cx.op_id(), operation.cx.trace_id());
+    let step = system.ops().into_iter().find(|o| o.id == op).map(|o| o.step).unwrap_or_default();
+    Place { op, step, trace }
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&'static str>().copied();
+    literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_with_their_units() {
+        for (text, expected) in [
+            ("2S", Some(Duration::from_secs(2))),
+            ("1500m", Some(Duration::from_millis(1500))),
+            ("99999999u", Some(Duration::from_micros(99_999_999))),
+            ("123456789S", None),
+            ("S", None),
+            ("5x", None),
+            ("", None),
+        ] {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(grpc_timeout(&metadata), expected, "{text:?}");
+        }
+    }
+}
