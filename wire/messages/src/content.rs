@@ -84,12 +84,12 @@ pub struct SweepIngests {
     pub older_than_s: u64,
 }
 
-kernel::messages! { Content => {
-    Info -> Option<BlobInfo> idempotent,
-    List -> Vec<BlobInfo> idempotent,
-    ReadAll -> Vec<u8> idempotent,
+kernel::messages! { Content = "content" => {
+    Info -> Option<BlobInfo> as idempotent,
+    List -> Vec<BlobInfo> as idempotent,
+    ReadAll -> Vec<u8> as idempotent,
     Begin -> Box<dyn BlobWriter>,
-    Label -> BlobInfo idempotent,
+    Label -> BlobInfo as idempotent,
     Delete -> (),
-    SweepIngests -> u64 idempotent,
+    SweepIngests -> u64 as idempotent,
 } }

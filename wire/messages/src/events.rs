@@ -66,7 +66,7 @@ pub struct Subscribe {
     pub topics: Vec<String>,
 }
 
-kernel::messages! { Events => {
+kernel::messages! { Events = "events" => {
     Publish -> u64,
-    Subscribe -> Box<dyn Reader> idempotent,
+    Subscribe -> Box<dyn Reader> as idempotent,
 } }

@@ -25,7 +25,7 @@ pub struct Collect;
 #[derive(Clone, Debug)]
 pub struct Hint;
 
-kernel::messages! { Gc => {
-    Collect -> Collected idempotent,
-    Hint -> () idempotent,
+kernel::messages! { Gc = "gc" => {
+    Collect -> Collected as idempotent,
+    Hint -> () as idempotent,
 } }

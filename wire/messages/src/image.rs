@@ -115,9 +115,9 @@ pub struct Remove {
 #[derive(Clone, Debug)]
 pub struct FsInfo;
 
-kernel::messages! { Images => {
-    Pull -> Arc<Image> idempotent,
-    Resolve -> Option<Arc<Image>> idempotent,
-    Remove -> () idempotent,
-    FsInfo -> cri::ImageFsInfoResponse idempotent,
+kernel::messages! { Images = "image" => {
+    Pull -> Arc<Image> as idempotent,
+    Resolve -> Option<Arc<Image>> as idempotent,
+    Remove -> () as idempotent,
+    FsInfo -> cri::ImageFsInfoResponse as idempotent,
 } }

@@ -94,10 +94,10 @@ pub struct Check {
 #[derive(Clone, Debug)]
 pub struct Status;
 
-kernel::messages! { Network => {
+kernel::messages! { Network = "network" => {
     Attach -> Attachment,
-    Detach -> () idempotent,
-    Lookup -> Option<Attachment> idempotent,
-    Check -> () idempotent,
-    Status -> NetworkStatus idempotent,
+    Detach -> () as idempotent,
+    Lookup -> Option<Attachment> as idempotent,
+    Check -> () as idempotent,
+    Status -> NetworkStatus as idempotent,
 } }

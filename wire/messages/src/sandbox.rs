@@ -141,18 +141,18 @@ pub struct UpdateRuntimeConfig {
     pub pod_cidr: String,
 }
 
-kernel::messages! { Sandboxes => {
-    RunPod -> String idempotent,
-    StopPod -> () idempotent,
-    RemovePod -> () idempotent,
-    CreateContainer -> String idempotent,
+kernel::messages! { Sandboxes = "sandbox" => {
+    RunPod -> String as idempotent,
+    StopPod -> () as idempotent,
+    RemovePod -> () as idempotent,
+    CreateContainer -> String as idempotent,
     StartContainer -> (),
-    StopContainer -> () idempotent,
-    RemoveContainer -> () idempotent,
-    UpdateContainer -> () idempotent,
-    ReopenLog -> () idempotent,
+    StopContainer -> () as idempotent,
+    RemoveContainer -> () as idempotent,
+    UpdateContainer -> () as idempotent,
+    ReopenLog -> () as idempotent,
     ExecSync -> cri::ExecSyncResponse,
-    Status -> cri::StatusResponse idempotent,
-    ContainerStats -> Vec<cri::ContainerStats> idempotent,
-    UpdateRuntimeConfig -> () idempotent,
+    Status -> cri::StatusResponse as idempotent,
+    ContainerStats -> Vec<cri::ContainerStats> as idempotent,
+    UpdateRuntimeConfig -> () as idempotent,
 } }

@@ -153,14 +153,14 @@ pub struct GetUsage {
 #[derive(Clone, Debug)]
 pub struct Cleanup;
 
-kernel::messages! { Snapshots => {
+kernel::messages! { Snapshots = "snapshot" => {
     Prepare -> Vec<Mount>,
-    Mounts -> Vec<Mount> idempotent,
+    Mounts -> Vec<Mount> as idempotent,
     Apply -> Applied,
     Commit -> (),
     Remove -> (),
-    Stat -> Option<SnapshotInfo> idempotent,
-    List -> Vec<SnapshotInfo> idempotent,
-    GetUsage -> Usage idempotent,
-    Cleanup -> u64 idempotent,
+    Stat -> Option<SnapshotInfo> as idempotent,
+    List -> Vec<SnapshotInfo> as idempotent,
+    GetUsage -> Usage as idempotent,
+    Cleanup -> u64 as idempotent,
 } }

@@ -114,9 +114,9 @@ pub struct Commit {
 #[derive(Clone, Debug)]
 pub struct Count;
 
-kernel::messages! { Store => {
-    Get -> Option<Vec<u8>> idempotent,
-    Scan -> Vec<(String, Vec<u8>)> idempotent,
+kernel::messages! { Store = "store" => {
+    Get -> Option<Vec<u8>> as idempotent,
+    Scan -> Vec<(String, Vec<u8>)> as idempotent,
     Commit -> (),
-    Count -> Vec<(&'static str, u64)> idempotent,
+    Count -> Vec<(&'static str, u64)> as idempotent,
 } }

@@ -217,19 +217,19 @@ pub struct Stats {
 #[derive(Clone, Debug)]
 pub struct Adopted;
 
-kernel::messages! { Tasks => {
+kernel::messages! { Tasks = "task" => {
     StartSandbox -> SandboxHandle,
-    StopSandbox -> () idempotent,
-    RemoveSandbox -> () idempotent,
+    StopSandbox -> () as idempotent,
+    RemoveSandbox -> () as idempotent,
     Create -> u32,
     Start -> u32,
-    Kill -> () idempotent,
-    Wait -> Exit idempotent,
-    Delete -> Option<Exit> idempotent,
-    State -> Option<TaskState> idempotent,
-    Update -> () idempotent,
+    Kill -> () as idempotent,
+    Wait -> Exit as idempotent,
+    Delete -> Option<Exit> as idempotent,
+    State -> Option<TaskState> as idempotent,
+    Update -> () as idempotent,
     ExecSync -> ExecResult,
-    ReopenLog -> () idempotent,
-    Stats -> proto::prost_types::Any idempotent,
-    Adopted -> Vec<String> idempotent,
+    ReopenLog -> () as idempotent,
+    Stats -> proto::prost_types::Any as idempotent,
+    Adopted -> Vec<String> as idempotent,
 } }
