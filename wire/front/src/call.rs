@@ -3,13 +3,15 @@
 //! [`run`] opens the operation, holds it to its deadline, turns a panic into `Internal`, and says where a failure happened. When the client goes
 //! away, its future is dropped here, and with it the operation: the kernel then counts it as cancelled.
 
-use crate::status::{self, Place};
+use crate::meter::Meter;
+use crate::status::{self, Failure};
 use futures::FutureExt as _;
-use kernel::{Cx, Fault, Operation, Result, System};
+use kernel::{Cx, Fault, Result, System};
 use std::any::Any;
 use std::future::{Future, Ready, ready};
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tonic::Code;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::UdsConnectInfo;
 
@@ -31,7 +33,7 @@ pub struct Origin<'a> {
 }
 
 /// Runs `work` as an operation. With the answer comes the operation's own traceparent; with a fault, where it happened.
-pub async fn run<T, F, Fut>(system: &System, origin: Origin<'_>, work: F) -> Result<(T, String), (Fault, Place)>
+pub async fn run<T, F, Fut>(system: &System, origin: Origin<'_>, work: F) -> Result<(T, String), Failure>
 where
     F: FnOnce(Cx) -> Fut,
     Fut: Future<Output = Result<T>>,
@@ -45,18 +47,18 @@ where
         None => guarded.await,
     };
     let answer = answer.unwrap_or_else(|panic| Err(Fault::internal(format!("{} panicked: {}", origin.name, text(&*panic)))));
-    let place = answer.as_ref().err().map(|_| place(system, &operation));
-    let traceparent = operation.cx.traceparent();
+    let (place, traceparent) = (operation.describe(), operation.cx.traceparent());
     operation.finish(&answer);
     match answer {
         Ok(value) => Ok((value, traceparent)),
-        Err(fault) => Err((fault, place.unwrap_or_default())),
+        Err(fault) => Err(Failure { fault, place }),
     }
 }
 
 /// Runs a gRPC request. The answer's metadata carry the trace.
 pub async fn grpc<Q, T, F, Fut>(
     system: &System,
+    meter: &Meter,
     name: &'static str,
     request: tonic::Request<Q>,
     work: F,
@@ -69,6 +71,7 @@ where
     let peer = extensions.get::<UdsConnectInfo>().and_then(|i| i.peer_cred).and_then(|c| c.pid());
     let traceparent = metadata.get(TRACEPARENT).and_then(|v| v.to_str().ok());
     let origin = Origin { name, traceparent, timeout: grpc_timeout(&metadata) };
+    let began = Instant::now();
     let outcome = run(system, origin, |cx| {
         if let Some(pid) = peer {
             cx.attr("client.process.pid", pid);
@@ -77,15 +80,18 @@ where
     });
     match outcome.await {
         Ok((answer, traceparent)) => {
+            meter.record(name, Code::Ok, began.elapsed());
             let mut response = tonic::Response::new(answer);
             if let Ok(value) = traceparent.parse() {
                 response.metadata_mut().insert(TRACEPARENT, value);
             }
             Ok(response)
         }
-        Err((fault, place)) => {
-            tracing::warn!(rpc = name, trace_id = %place.trace, step = %place.step, error = %fault, "call failed");
-            Err(status::grpc(&fault, &place))
+        Err(failure) => {
+            tracing::warn!(rpc = name, %failure, "call failed");
+            let status = status::grpc(&failure);
+            meter.record(name, status.code(), began.elapsed());
+            Err(status)
         }
     }
 }
@@ -113,12 +119,6 @@ fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
 
 fn late(name: &str, limit: Duration) -> Fault {
     Fault::deadline_exceeded(format!("{name} did not finish within the client's timeout ({} ms)", limit.as_millis()))
-}
-
-fn place(system: &System, operation: &Operation) -> Place {
-    let (op, trace) = (operation.cx.op_id(), operation.cx.trace_id());
-    let step = system.ops().into_iter().find(|o| o.id == op).map(|o| o.step).unwrap_or_default();
-    Place { op, step, trace }
 }
 
 fn text(panic: &(dyn Any + Send)) -> &str {

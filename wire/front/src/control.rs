@@ -2,16 +2,17 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /actors`, `/ops`, `/healthz`, `/metrics` | what the kernel sees |
+//! | `GET /actors`, `/ops`, `/blocking`, `/healthz`, `/metrics` | what the kernel sees |
 //! | `GET /traces` | recent operations, newest first |
-//! | `GET /trace/{id}` | spans of one trace; the id may be shortened |
-//! | `GET /chaos`, `POST /chaos`, `DELETE /chaos/{id}` | fault injection: refused unless the configuration enables it |
+//! | `GET /trace/{id}` | spans of one trace |
+//! | `GET /chaos`, `POST /chaos`, `DELETE /chaos` (all), `DELETE /chaos/{id}` | fault injection: refused unless the configuration enables it |
 //! | `GET /events?follow=true&topic=/tasks/` | events as JSON lines ([`feed`]) |
 //!
 //! A failure is `{"class": …, "message": …}` with a fitting HTTP status. Nothing here waits for an actor but `/events`, which opens a reader.
 
 mod feed;
 
+use crate::stop::bounded;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -21,12 +22,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
 use kernel::{Class, Fault, Result, Rule, System};
 use serde::Serialize;
-use std::future::Future;
+use std::future::{Future, IntoFuture as _};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot::Receiver;
 
-/// Serves until `stop` is done. Followers of events are cut off then.
-pub async fn serve(system: System, listener: UnixListener, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-    let served = axum::serve(listener, routes(system)).with_graceful_shutdown(stop).await;
+/// How many operations `/traces` shows.
+const RECENT: usize = 200;
+
+/// Serves until `stop` is done. Followers of events are cut off a little later.
+pub async fn serve(system: System, listener: UnixListener, stop: impl Future<Output = ()>) -> Result<()> {
+    let serve = |asked: Receiver<()>| {
+        let stop = async move { asked.await.unwrap_or_default() };
+        axum::serve(listener, routes(system)).with_graceful_shutdown(stop).into_future()
+    };
+    let served = bounded(stop, serve).await.unwrap_or(Ok(()));
     served.map_err(|e| Fault::unavailable(format!("serve the control API: {e}")))
 }
 
@@ -34,9 +43,10 @@ fn routes(system: System) -> Router {
     let control = Router::new()
         .route("/actors", get(|State(s): State<System>| async move { json(&s.actors()) }))
         .route("/ops", get(|State(s): State<System>| async move { json(&s.ops()) }))
-        .route("/traces", get(|State(s): State<System>| async move { json(&s.traces()) }))
+        .route("/blocking", get(|State(s): State<System>| async move { json(&s.blocking_calls()) }))
+        .route("/traces", get(|State(s): State<System>| async move { json(&s.recent_roots(RECENT)) }))
         .route("/trace/{id}", get(trace))
-        .route("/chaos", get(|State(s): State<System>| async move { json(&s.chaos().list()) }).post(add_rule))
+        .route("/chaos", get(|State(s): State<System>| async move { json(&s.chaos().list()) }).post(add_rule).delete(clear_rules))
         .route("/chaos/{id}", delete(remove_rule))
         .route("/events", get(feed::events))
         .with_state(system.clone());
@@ -59,8 +69,12 @@ async fn add_rule(State(system): State<System>, body: Bytes) -> Response {
     answer(system.chaos().add(rule))
 }
 
+async fn clear_rules(State(system): State<System>) -> Response {
+    answer(system.chaos().clear(None))
+}
+
 async fn remove_rule(State(system): State<System>, Path(id): Path<u64>) -> Response {
-    answer(system.chaos().remove(id))
+    answer(system.chaos().clear(Some(id)))
 }
 
 fn answer<T: Serialize>(result: Result<T>) -> Response {

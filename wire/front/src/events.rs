@@ -47,7 +47,7 @@ impl Events for Forwarder {
             cx.attr("event.topic", &event.topic);
             bus.call(&cx, event).await
         });
-        outcome.await.map(|_| ()).map_err(|(fault, place)| status::ttrpc(&fault, &place))
+        outcome.await.map(|_| ()).map_err(|failure| status::ttrpc(&failure))
     }
 }
 

@@ -12,12 +12,15 @@
 //! | metrics address | `/metrics`, `/healthz` | [`metrics::serve`] |
 //!
 //! Every server takes a listener that is bound already ([`socket::bind`]), so that a daemon that cannot have its address says so before it starts
-//! anything, and a future that asks it to stop: requests in flight are then finished.
+//! anything, and a future that asks it to stop: requests in flight are then
+//! finished, within a grace of a few seconds.
 
 pub mod call;
 pub mod control;
 pub mod cri;
 pub mod events;
+pub mod meter;
 pub mod metrics;
 pub mod socket;
 pub mod status;
+mod stop;

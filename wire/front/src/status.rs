@@ -2,35 +2,32 @@
 
 use kernel::{Class, Fault};
 use proto::ttrpc;
+use std::fmt;
 use tonic::{Code, Status};
 
-/// Where an operation was when it failed: the end of every error text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Operation id.
-    pub op: u64,
-    /// Step it was in, and what that waited for.
-    pub step: String,
-    /// Trace id.
-    pub trace: String,
+/// A fault, and where the operation was when it happened. As text: `run pod p1: timed out (op=7 step="network.add" trace=4bf9…)`.
+#[derive(Debug)]
+pub struct Failure {
+    /// What.
+    pub fault: Fault,
+    /// Operation, step, what that waits for, trace: as the kernel describes it.
+    pub place: String,
 }
 
-impl Place {
-    /// `text (op=7 step=network.add trace=4bf9…)`.
-    fn after(&self, text: &str) -> String {
-        let step = if self.step.is_empty() { "none" } else { &self.step };
-        format!("{text} (op={} step={step} trace={})", self.op, self.trace)
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.fault.message, self.place)
     }
 }
 
-/// A fault as gRPC gives it to a client.
-pub fn grpc(fault: &Fault, place: &Place) -> Status {
-    Status::new(code(fault.class), place.after(&fault.message))
+/// A failure as gRPC gives it to a client.
+pub fn grpc(failure: &Failure) -> Status {
+    Status::new(code(failure.fault.class), failure.to_string())
 }
 
-/// A fault as ttrpc gives it to a shim.
-pub fn ttrpc(fault: &Fault, place: &Place) -> ttrpc::Error {
-    proto::glue::fault(ttrpc_code(fault.class), place.after(&fault.message))
+/// A failure as ttrpc gives it to a shim.
+pub fn ttrpc(failure: &Failure) -> ttrpc::Error {
+    proto::glue::fault(ttrpc_code(failure.fault.class), failure)
 }
 
 /// gRPC's code of a class.
@@ -112,9 +109,9 @@ mod tests {
 
     #[test]
     fn the_text_ends_with_the_place() {
-        let place = Place { op: 7, step: "network.add".into(), trace: "4bf9".into() };
-        let status = grpc(&Fault::new(Class::DeadlineExceeded, "run pod p1: timed out"), &place);
+        let fault = Fault::new(Class::DeadlineExceeded, "run pod p1: timed out");
+        let status = grpc(&Failure { fault, place: "op=7 step=\"network.add\" trace=4bf9".into() });
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(status.message(), "run pod p1: timed out (op=7 step=network.add trace=4bf9)");
+        assert_eq!(status.message(), "run pod p1: timed out (op=7 step=\"network.add\" trace=4bf9)");
     }
 }

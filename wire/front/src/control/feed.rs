@@ -29,7 +29,7 @@ pub async fn events(State(system): State<System>, RawQuery(query): RawQuery) -> 
     let reader = call::run(&system, origin, |cx| async move { bus.call(&cx, Subscribe { topics }).await }).await;
     match reader {
         Ok((reader, _)) => ([(CONTENT_TYPE, "application/x-ndjson")], lines(reader, follow)).into_response(),
-        Err((fault, _)) => failure(&fault),
+        Err(f) => failure(&f.fault),
     }
 }
 

@@ -9,6 +9,8 @@ mod lists;
 mod runtime;
 
 use crate::call;
+use crate::meter::Meter;
+use crate::stop::bounded;
 use kernel::{Cx, Fault, Result, System};
 use messages::sandbox::Picture;
 use messages::{image as images, sandbox};
@@ -18,6 +20,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot::Receiver;
 use tokio_stream::wrappers::UnixListenerStream;
 
 /// Largest message either way: containerd's limit.
@@ -42,38 +45,45 @@ pub struct About {
 /// The CRI services.
 #[derive(Clone)]
 pub struct Cri {
-    /// The kernel.
-    pub system: System,
-    /// Pods and containers.
-    pub pods: Arc<sandbox::View>,
-    /// Images.
-    pub images: Arc<images::View>,
-    /// Facts.
-    pub about: Arc<About>,
+    system: System,
+    pods: Arc<sandbox::View>,
+    images: Arc<images::View>,
+    about: Arc<About>,
+    meter: Meter,
 }
 
 /// Serves CRI until `stop` is done; then finishes what is in flight.
-pub async fn serve(cri: Cri, listener: UnixListener, stop: impl Future<Output = ()> + Send) -> Result<()> {
+pub async fn serve(cri: Cri, listener: UnixListener, stop: impl Future<Output = ()>) -> Result<()> {
     let runtime = RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES);
     let image = ImageServiceServer::new(cri).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES);
-    let server = tonic::transport::Server::builder().add_service(runtime).add_service(image);
-    let served = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await;
+    let serve = |asked: Receiver<()>| {
+        let stop = async move { asked.await.unwrap_or_default() };
+        let server = tonic::transport::Server::builder().add_service(runtime).add_service(image);
+        server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+    };
+    let served = bounded(stop, serve).await.unwrap_or(Ok(()));
     served.map_err(|e| Fault::unavailable(format!("serve CRI: {e}")))
 }
 
 impl Cri {
+    /// Over the views that `sandbox` and `image` publish.
+    pub fn new(system: System, pods: Arc<sandbox::View>, images: Arc<images::View>, about: About) -> Result<Self> {
+        let meter = Meter::new(system.metrics())?;
+        Ok(Self { system, pods, images, about: Arc::new(about), meter })
+    }
+
     /// One call: an operation around `work`.
     async fn call<Q, T, F, Fut>(&self, name: &'static str, request: tonic::Request<Q>, work: F) -> Result<tonic::Response<T>, tonic::Status>
     where
         F: FnOnce(Cx, Q) -> Fut + Send,
         Fut: Future<Output = Result<T>> + Send,
     {
-        call::grpc(&self.system, name, request, work).await
+        call::grpc(&self.system, &self.meter, name, request, work).await
     }
 
     /// The picture of pods and containers, once it is complete.
     async fn picture(&self, cx: &Cx) -> Result<Arc<Picture>> {
-        let patience = cx.remaining().unwrap_or(RECOVERY_WAIT).min(RECOVERY_WAIT);
+        let patience = cx.remaining().map_or(RECOVERY_WAIT, |r| (r / 2).min(RECOVERY_WAIT));
         let until = Instant::now() + patience;
         loop {
             let picture = self.pods.0.load_full();
