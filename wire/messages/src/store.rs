@@ -120,3 +120,21 @@ kernel::messages! { Store = "store" => {
     Commit -> (),
     Count -> Vec<(&'static str, u64)> as idempotent,
 } }
+
+/// The journal of sagas in the store, table [`table::INTENTS`].
+#[derive(Clone)]
+pub struct StoreJournal(pub kernel::Addr<Store>);
+
+impl kernel::Journal for StoreJournal {
+    fn put<'a>(&'a self, cx: &'a kernel::Cx, id: &'a str, bytes: Vec<u8>) -> futures::future::BoxFuture<'a, Result<()>> {
+        Box::pin(
+            async move { self.0.call(cx, Commit { ops: vec![Op::Put { table: table::INTENTS, key: id.to_owned(), value: bytes }] }).await },
+        )
+    }
+    fn delete<'a>(&'a self, cx: &'a kernel::Cx, id: &'a str) -> futures::future::BoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.0.call(cx, Commit { ops: vec![Op::delete(table::INTENTS, id)] }).await })
+    }
+    fn list<'a>(&'a self, cx: &'a kernel::Cx, prefix: &'a str) -> futures::future::BoxFuture<'a, Result<Vec<(String, Vec<u8>)>>> {
+        Box::pin(self.0.call(cx, Scan { table: table::INTENTS, prefix: prefix.to_owned() }))
+    }
+}
