@@ -1,0 +1,145 @@
+//! A process run in a container to its end, its output collected.
+//!
+//! The shim writes into FIFOs that we read. Until the process has started we hold a write end ourselves, so that an early reader sees no end of file; after
+//! its end the output is read until all writers are gone, or for a short while if a grandchild keeps the pipe.
+use crate::bundle;
+use crate::link::{self, Link, rpc};
+use crate::pod::Pod;
+use kernel::{Cx, Fault, Result, ResultExt};
+use messages::task::{ExecResult, ExecSync};
+use proto::prost_types::Any;
+use proto::task as api;
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
+use tokio::time::{Instant, sleep_until};
+
+const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// One stream.
+struct Stream {
+    path: PathBuf,
+    reader: RefCell<Receiver>,
+    writer: RefCell<Option<Sender>>,
+    kept: RefCell<Vec<u8>>,
+}
+
+impl Stream {
+    fn open(path: PathBuf) -> Result<Stream> {
+        bundle::fifo(&path, 0o600)?;
+        let reader = OpenOptions::new().open_receiver(&path).context("open a FIFO")?;
+        let writer = OpenOptions::new().open_sender(&path).context("open a FIFO")?;
+        Ok(Stream { path, reader: RefCell::new(reader), writer: RefCell::new(Some(writer)), kept: RefCell::default() })
+    }
+    /// Reads to the end; keeps the first `most` bytes and lets the rest pass.
+    #[allow(clippy::await_holding_refcell_ref, reason = "this is the reader's only user")]
+    async fn read(&self, most: usize) -> std::io::Result<()> {
+        let mut reader = self.reader.borrow_mut();
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let n = reader.read(&mut buffer).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            let mut kept = self.kept.borrow_mut();
+            let room = most.saturating_sub(kept.len()).min(n);
+            kept.extend_from_slice(&buffer[..room]);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Pod {
+    /// Runs it.
+    pub async fn exec(self: Rc<Self>, cx: Cx, m: ExecSync) -> Result<ExecResult> {
+        cx.attr("container.id", &m.id);
+        let container = self.container(&m.id)?;
+        if container.ended().is_some() {
+            return Err(Fault::failed_precondition(format!("container {} has ended", m.id)));
+        }
+        let link = self.link(&cx).await?;
+        let exec_id = uuid::Uuid::new_v4().simple().to_string();
+        let dir = bundle::fifos(&self.args, &self.id);
+        let (out, err) = open_both(&dir, &exec_id)?;
+        let request = api::ExecProcessRequest {
+            id: m.id.clone(),
+            exec_id: exec_id.clone(),
+            stdout: out.path.display().to_string(),
+            stderr: err.path.display().to_string(),
+            spec: Some(Any { type_url: PROCESS.into(), value: m.process.clone() }),
+            ..Default::default()
+        };
+        let added = rpc(&cx, "Task/Exec", self.args.timeouts.call, |c| link.task.exec(c, &request)).await;
+        self.watch_for_silence(added)?;
+        let ended = self.run_exec(&cx, &link, &m, &exec_id, (&out, &err)).await;
+        if ended.is_err() {
+            self.kill_exec(&cx.without_deadline(), &link, &m.id, &exec_id).await;
+        }
+        let delete = api::DeleteRequest { id: m.id, exec_id };
+        let gone = rpc(&cx.without_deadline(), "Task/Delete", self.args.timeouts.cleanup, |c| link.task.delete(c, &delete)).await;
+        let code = self.watch_for_silence(ended)?;
+        gone.err()
+            .filter(|f| !f.is_not_found())
+            .into_iter()
+            .for_each(|e| tracing::warn!(container = container.id, error = %e, "an exec is not deleted"));
+        Ok(ExecResult { code, stdout: out.kept.take(), stderr: err.kept.take() })
+    }
+
+    /// Starts it, and answers its code at its end.
+    async fn run_exec(&self, cx: &Cx, link: &Link, m: &ExecSync, exec_id: &str, (out, err): (&Stream, &Stream)) -> Result<i32> {
+        let limit = if m.timeout_ms == 0 { None } else { Some(Duration::from_millis(m.timeout_ms)) };
+        let overdue = cx.deadline().map(Instant::from_std).into_iter().chain(limit.map(|l| Instant::now() + l)).min();
+        let request = api::StartRequest { id: m.id.clone(), exec_id: exec_id.to_owned() };
+        let reading = async {
+            let (a, b) = futures::join!(out.read(m.max_output), err.read(m.max_output));
+            a.and(b)
+        };
+        let running = async {
+            rpc(cx, "Task/Start", self.args.timeouts.call, |c| link.task.start(c, &request)).await?;
+            // The shim has the FIFOs open now.
+            drop((out.writer.take(), err.writer.take()));
+            cx.step("exec is running");
+            link::wait(cx, &link.task, &m.id, exec_id).await
+        };
+        let (mut reading, mut running) = (std::pin::pin!(reading), std::pin::pin!(running));
+        let (mut code, mut drained, mut until) = (None, false, overdue);
+        while code.is_none() || !drained {
+            tokio::select! {
+                w = &mut running, if code.is_none() => {
+                    code = Some(w?.exit_status as i32);
+                    until = Some(Instant::now() + self.args.timeouts.drain);
+                }
+                r = &mut reading, if !drained => {
+                    r.context("read the output")?;
+                    drained = true;
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => match code {
+                    Some(_) => break,
+                    None => return Err(Fault::deadline_exceeded(format!("exec in container {} did not end in time and was killed", m.id))),
+                },
+            }
+        }
+        code.ok_or_else(|| Fault::internal("no exit code"))
+    }
+
+    async fn kill_exec(&self, cx: &Cx, link: &Link, id: &str, exec_id: &str) {
+        let limit = self.args.timeouts.cleanup;
+        let kill = api::KillRequest { id: id.to_owned(), exec_id: exec_id.to_owned(), signal: 9, ..Default::default() };
+        if rpc(cx, "Task/Kill", limit, |c| link.task.kill(c, &kill)).await.is_ok() {
+            let _ = tokio::time::timeout(limit, link::wait(cx, &link.task, id, exec_id)).await;
+        }
+    }
+}
+
+fn open_both(dir: &Path, exec_id: &str) -> Result<(Stream, Stream)> {
+    std::fs::create_dir_all(dir).context("make the directory of FIFOs")?;
+    Ok((Stream::open(dir.join(format!("{exec_id}-out")))?, Stream::open(dir.join(format!("{exec_id}-err")))?))
+}

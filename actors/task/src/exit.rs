@@ -1,0 +1,198 @@
+//! The witnesses of an exit, and what is done with their word: waiters are answered, a lost exit is made durable, the bus hears of it once.
+use crate::container::{from_state, nanos};
+use crate::link::{self, Link, rpc};
+use crate::pod::{Container, Pod};
+use crate::process::Process;
+use crate::{NAMESPACE, bundle, launch};
+use kernel::{Cx, Fault, Result};
+use messages::events::{Events, Publish};
+use messages::task::Exit;
+use proto::events::TaskExit;
+use proto::prost_types::Timestamp;
+use proto::task::StatsRequest;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// SIGKILL, which may have been the kernel's.
+const KILLED: u32 = 137;
+/// Nobody knows.
+const UNKNOWN: u32 = 255;
+
+impl Container {
+    /// Takes a witness' word, unless an earlier one was taken.
+    pub fn settle(&self, exit: Exit) {
+        self.exit.send_if_modified(|e| {
+            let first = e.is_none();
+            e.get_or_insert(exit);
+            first
+        });
+    }
+    /// The end, when it comes.
+    pub async fn wait(&self) -> Result<Exit> {
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.map_err(|_| Fault::unavailable("shutting down"))?;
+        ended.clone().ok_or_else(|| Fault::internal("no exit"))
+    }
+    fn lost(&self, code: u32, witness: &str) -> Exit {
+        Exit { code, at_ns: nanos(None), oom: self.oom.get(), witness: witness.to_owned() }
+    }
+}
+
+enum Seen {
+    Settled,
+    Waited(Result<proto::task::WaitResponse>),
+    Ended,
+}
+
+impl Pod {
+    /// Keeps `Wait` open and a pidfd in hand until the container's end is known.
+    pub fn watch(self: &Rc<Self>, cx: &Cx, link: &Link, container: &Rc<Container>) {
+        if container.ended().is_some() || container.watched.replace(true) {
+            return;
+        }
+        let (pod, link, c) = (self.clone(), link.clone(), container.clone());
+        cx.spawn("task.wait", move |cx| async move {
+            cx.step(format!("container {}", c.id));
+            let process = Process::open(c.pid.get()).ok();
+            let ended = async {
+                match &process {
+                    Some(p) => p.ended().await,
+                    None => std::future::pending().await,
+                }
+                // The shim knows the code; it is given the time to say it.
+                tokio::time::sleep(pod.args.timeouts.exit_grace).await;
+            };
+            let seen = tokio::select! {
+                _ = c.wait() => Seen::Settled,
+                answer = link::wait(&cx, &link.task, &c.id, "") => Seen::Waited(answer),
+                () = ended => Seen::Ended,
+            };
+            c.watched.set(false);
+            match seen {
+                Seen::Settled => {}
+                Seen::Waited(Ok(w)) => pod.waited(&cx, &link, &c, w).await,
+                Seen::Waited(Err(f)) if f.is_not_found() => pod.lose(&cx, &c, c.lost(UNKNOWN, "lost")).await,
+                // The connection ended: the supervisor looks after it, and watches again if there is anything left to watch.
+                Seen::Waited(Err(_)) => pod.suspect.notify_one(),
+                Seen::Ended => pod.ended_unseen(&cx, &link, &c).await,
+            }
+        });
+    }
+
+    async fn waited(self: &Rc<Self>, cx: &Cx, link: &Link, c: &Rc<Container>, w: proto::task::WaitResponse) {
+        let oom = c.oom.get() || (w.exit_status == KILLED && self.saw_oom(cx, link, &c.id).await);
+        c.settle(Exit { code: w.exit_status, at_ns: nanos(w.exited_at), oom, witness: "wait".into() });
+        self.announce_later(cx, c);
+    }
+
+    /// The init has ended, and the shim has not said so.
+    async fn ended_unseen(self: &Rc<Self>, cx: &Cx, link: &Link, c: &Rc<Container>) {
+        match self.ask_state(cx, link, &c.id).await {
+            Ok(s) if s.status() == proto::types::Status::Stopped => c.settle(from_state(&s, c)),
+            answer => {
+                if answer.is_err() {
+                    self.suspect.notify_one();
+                }
+                self.lose(cx, c, c.lost(UNKNOWN, "pidfd")).await;
+            }
+        }
+        self.announce_later(cx, c);
+    }
+
+    /// Did the container's cgroup see an OOM kill? Asked before `Delete`, while the cgroup is there.
+    async fn saw_oom(&self, cx: &Cx, link: &Link, id: &str) -> bool {
+        let request = StatsRequest { id: id.to_owned() };
+        let asked = rpc(cx, "Task/Stats", Duration::from_millis(500), |c| link.task.stats(c, &request)).await;
+        let Ok(Some(any)) = asked.map(|a| a.stats) else { return false };
+        if let Some(v2) = proto::from_any::<proto::cgroups2::Metrics>(&any) {
+            return v2.memory_events.is_some_and(|m| m.oom_kill > 0);
+        }
+        proto::from_any::<proto::cgroups1::Metrics>(&any).and_then(|m| m.memory_oom_control).is_some_and(|m| m.oom_kill > 0)
+    }
+
+    /// The shim's event.
+    pub fn told(&self, id: &str, exit: Exit) {
+        if let Ok(c) = self.container(id) {
+            c.announced.set(true);
+            let oom = c.oom.get();
+            c.settle(Exit { oom, ..exit });
+        }
+    }
+
+    /// An end that the shim will not tell: durable, then published.
+    pub async fn lose(&self, cx: &Cx, c: &Rc<Container>, exit: Exit) {
+        c.settle(exit);
+        let known = c.ended();
+        let saved = self.save(cx, |row| {
+            if let Some(r) = row.containers.get_mut(&c.id) {
+                r.exit = known;
+            }
+        });
+        if let Err(e) = saved.await {
+            tracing::warn!(container = c.id, error = %e, "an exit is not written down");
+        }
+        self.announce(cx, c).await;
+    }
+
+    /// Publishes the exit, if the shim has not done so after a while.
+    pub fn announce_later(self: &Rc<Self>, cx: &Cx, c: &Rc<Container>) {
+        let (pod, c) = (self.clone(), c.clone());
+        cx.spawn("task.announce", move |cx| async move {
+            tokio::time::sleep(pod.args.timeouts.exit_grace).await;
+            pod.announce(&cx, &c).await;
+        });
+    }
+
+    async fn announce(&self, cx: &Cx, c: &Container) {
+        let Some(exit) = c.ended() else { return };
+        if c.announced.replace(true) {
+            return;
+        }
+        let exited_at = Timestamp { seconds: exit.at_ns.div_euclid(1_000_000_000), nanos: exit.at_ns.rem_euclid(1_000_000_000) as i32 };
+        let event =
+            TaskExit { container_id: c.id.clone(), id: c.id.clone(), pid: c.pid.get(), exit_status: exit.code, exited_at: Some(exited_at) };
+        let publish = Publish { namespace: NAMESPACE.into(), topic: "/tasks/exit".into(), payload: proto::any(&event), at: None };
+        if let Err(e) = cx.system().addr::<Events>().call(cx, publish).await {
+            tracing::warn!(container = c.id, error = %e, "an exit is not published");
+        }
+    }
+
+    /// The shim is dead: its containers have ended, whatever they were doing.
+    pub async fn lose_all(&self, cx: &Cx) {
+        if let Err(e) = self.kill_leftovers().await {
+            tracing::error!(sandbox = self.id, error = %e, "a process of a dead shim is left");
+        }
+        let codes = self.delete_actions().await;
+        for (c, code) in codes {
+            self.lose(cx, &c, c.lost(code, "lost")).await;
+        }
+    }
+
+    /// Runs the binary's `delete` for every container whose end is unknown; answers the codes it tells.
+    pub async fn delete_actions(&self) -> Vec<(Rc<Container>, u32)> {
+        let unknown: Vec<_> = self.containers.borrow().values().filter(|c| c.ended().is_none()).cloned().collect();
+        let actions = unknown.into_iter().map(|c| async move {
+            let path = self.bundle_of(&c.id);
+            let Some(binary) = bundle::read_binary(&path) else { return (c, UNKNOWN) };
+            match launch::delete(&self.args, &c.id, &binary, &path).await {
+                Ok(d) if d.exit_status != 0 => (c, d.exit_status),
+                Ok(_) => (c, UNKNOWN),
+                Err(e) => {
+                    tracing::warn!(container = c.id, error = %e, "clean-up after a dead shim failed");
+                    (c, UNKNOWN)
+                }
+            }
+        });
+        futures::future::join_all(actions).await
+    }
+
+    /// Answers everybody who waits for a container that is no more.
+    pub fn settle_all(&self, why: &str) {
+        for c in self.containers.borrow().values() {
+            if c.ended().is_none() {
+                tracing::info!(container = c.id, why, "ended without a witness");
+            }
+            c.settle(c.lost(KILLED, "lost"));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Runs the shim binary: `start` and `delete` (`contracts/core.md` §5.2, §5.9). Never a plain fork: std uses `posix_spawn` for what is asked of it here.
+use crate::reply::{self, Endpoint};
+use crate::{Args, NAMESPACE};
+use kernel::{Cx, Fault, Result, ResultExt};
+use messages::task::Runtime;
+use proto::bootstrap::{BootstrapParams, Extension, LogLevel};
+use proto::prost::Message as _;
+use proto::prost_types::Any;
+use proto::runc_options::Options;
+use proto::task::DeleteResponse;
+use std::io::Write;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+/// A reply is a few hundred bytes, an error text a few thousand.
+const MAX_REPLY: u64 = 1 << 20;
+/// The reply is complete when the binary ends; a server that kept its output open must not hold us.
+const AFTER_EXIT: Duration = Duration::from_millis(100);
+
+/// The runtime's options as runc's shim knows them.
+pub fn options(runtime: &Runtime) -> Any {
+    let (binary_name, root) = (runtime.binary_name.clone(), runtime.root.clone());
+    proto::any(&Options { binary_name, root, systemd_cgroup: runtime.systemd_cgroup, ..Default::default() })
+}
+
+/// Starts the shim of a pod.
+pub async fn start(cx: &Cx, args: &Args, id: &str, binary: &Path, bundle: &Path, runtime: &Runtime) -> Result<Endpoint> {
+    let log_level = if args.debug { LogLevel::Debug } else { LogLevel::Info };
+    let params = BootstrapParams {
+        instance_id: id.into(),
+        namespace: NAMESPACE.into(),
+        log_level: log_level as i32,
+        containerd_version: env!("CARGO_PKG_VERSION").into(),
+        containerd_ttrpc_address: args.ttrpc_address.clone(),
+        containerd_grpc_address: args.grpc_address.clone(),
+        containerd_binary: args.exe.display().to_string(),
+        extensions: vec![Extension { value: Some(options(runtime)) }],
+        socket_dir: args.socket_dir.as_ref().map(|d| d.display().to_string()),
+    };
+    let mut command = command(args, id, binary, bundle);
+    let env =
+        [("GOMAXPROCS", "2"), ("MAX_SHIM_VERSION", "2"), ("TTRPC_ADDRESS", &args.ttrpc_address), ("GRPC_ADDRESS", &args.grpc_address)];
+    command.envs(env).env("NAMESPACE", NAMESPACE).env("TRACEPARENT", cx.traceparent()).envs(args.env.iter().cloned());
+    command.arg("start");
+    let (status, output) =
+        capture(command, &params.encode_to_vec(), args.timeouts.start).await.with_context(|| format!("run {} start", binary.display()))?;
+    if !status.success() {
+        return Err(Fault::internal(format!("{} start: {status}: {}", binary.display(), String::from_utf8_lossy(&output).trim())));
+    }
+    reply::parse(&output).with_context(|| format!("{} start", binary.display()))
+}
+
+/// Cleans up after a dead shim; answers the exit code that the binary knows.
+pub async fn delete(args: &Args, id: &str, binary: &Path, bundle: &Path) -> Result<DeleteResponse> {
+    let mut command = command(args, id, binary, bundle);
+    command.arg("-bundle").arg(bundle).arg("delete").stderr(Stdio::null());
+    let run = capture_stdout(command, args.timeouts.cleanup).await;
+    let (status, output) = run.with_context(|| format!("run {} delete", binary.display()))?;
+    if !status.success() {
+        return Err(Fault::internal(format!("{} delete: {status}", binary.display())));
+    }
+    DeleteResponse::decode(output.as_slice()).class(kernel::Class::Internal, "reply of delete")
+}
+
+fn command(args: &Args, id: &str, binary: &Path, bundle: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command.current_dir(bundle).process_group(0).kill_on_drop(true).stdin(Stdio::null());
+    command.args(["-namespace", NAMESPACE, "-address", &args.grpc_address, "-publish-binary"]).arg(&args.exe).args(["-id", id]);
+    if args.debug {
+        command.arg("-debug");
+    }
+    command
+}
+
+/// Runs it with `input`; output and errors come together, in their order.
+async fn capture(mut command: Command, input: &[u8], limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+    let (stdin, mut feed) = std::io::pipe()?;
+    // Fits into the pipe's buffer (64 KiB), so it waits for nobody.
+    if input.len() > 32 << 10 {
+        return Err(Fault::invalid_argument("the runtime options are too long"));
+    }
+    feed.write_all(input)?;
+    drop(feed);
+    let (reader, writer) = std::io::pipe()?;
+    command.stdin(stdin).stdout(writer.try_clone()?).stderr(writer);
+    run(command, reader, limit).await
+}
+
+async fn capture_stdout(mut command: Command, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+    let (reader, writer) = std::io::pipe()?;
+    command.stdout(writer);
+    run(command, reader, limit).await
+}
+
+async fn run(mut command: Command, reader: std::io::PipeReader, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+    let mut child = command.spawn()?;
+    // Our copies of the write ends live in it.
+    drop(command);
+    let mut reader = Receiver::from_owned_fd(reader.into())?.take(MAX_REPLY);
+    let (mut output, mut status, mut open) = (Vec::new(), None, true);
+    let mut deadline = Instant::now() + limit;
+    while status.is_none() || open {
+        tokio::select! {
+            n = reader.read_buf(&mut output), if open => open = n? > 0,
+            ended = child.wait(), if status.is_none() => {
+                status = Some(ended?);
+                deadline = Instant::now() + AFTER_EXIT;
+            }
+            () = tokio::time::sleep_until(deadline) => match status {
+                Some(_) => break,
+                None => return Err(Fault::deadline_exceeded(format!("no end within {limit:?}; said: {}", String::from_utf8_lossy(&output).trim()))),
+            },
+        }
+    }
+    let status = status.ok_or_else(|| Fault::internal("lost the process"))?;
+    Ok((status, output))
+}
