@@ -1,0 +1,60 @@
+//! Network namespaces, pinned by a bind mount on a file.
+use crate::sys;
+use kernel::{Fault, Result, ResultExt};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+
+/// Makes a namespace with `lo` up, pinned at `path`. The daemon's own threads never leave their namespace: a thread is made for it, and ends.
+pub(crate) fn make(path: &Path) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    File::create_new(path).with_context(|| format!("create {}", path.display()))?;
+    let pinned = std::thread::scope(|s| {
+        let thread = std::thread::Builder::new().name("troupe-netns".into()).stack_size(128 << 10);
+        let thread = thread.spawn_scoped(s, || -> Result<()> {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).context("unshare the network namespace")?;
+            sys::loopback_up().context("bring lo up")?;
+            let none: Option<&str> = None;
+            mount(Some("/proc/thread-self/ns/net"), path, none, MsFlags::MS_BIND, none)
+                .map_err(std::io::Error::from)
+                .with_context(|| format!("pin {}", path.display()))
+        });
+        thread.map_err(Fault::from).and_then(|t| t.join().unwrap_or_else(|_| Err(Fault::internal("the namespace's thread panicked"))))
+    });
+    if pinned.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    pinned
+}
+
+/// Unpins; succeeds when there is nothing.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+        Err(e) => return Err(std::io::Error::from(e)).with_context(|| format!("unpin {}", path.display())),
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Removes namespaces of ours that nobody knows. Only in a directory of our own: in a shared one others' namespaces look the same.
+pub(crate) fn sweep(dir: &Path, known: &BTreeSet<String>) -> Result<()> {
+    if dir == Path::new("/var/run/netns") || dir == Path::new("/run/netns") {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_string_lossy().starts_with("cni-");
+        if ours && !known.contains(&*path.to_string_lossy()) {
+            tracing::warn!(path = %path.display(), "a network namespace without an owner is removed");
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
