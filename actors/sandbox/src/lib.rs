@@ -1,1 +1,219 @@
-//! Placeholder.
+//! `sandbox`: pods and their containers.
+//!
+//! Owns: rows of pods, containers and names; the pods' files and shm mounts; the published [`View`]. Talks to: `network`, `task`, `image`,
+//! `snapshot`, `store`, `events`. States: see [`record::PodPhase`] and [`record::Phase`]; the tables in memory mirror the store's rows and are
+//! read again on each start. On a crash: rows in `Creating` are taken down by the next generation, running containers are watched again. Spans:
+//! each step of a pod's and a container's making. Limits: operations on one pod's sandbox, and on one container, run one after another (a lock
+//! for each); two pods never wait for each other.
+mod container;
+mod pod;
+mod publish;
+mod record;
+mod recover;
+pub mod spec;
+mod sys;
+
+use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
+use messages::events::Events;
+use messages::image::Images;
+use messages::network::{self, Network};
+use messages::sandbox::*;
+use messages::snapshot::Snapshots;
+use messages::store::{self, Op, Store, table};
+use messages::task::{self, Tasks};
+use proto::cri;
+use record::{ContainerRow, PodRow};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Settings of the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Handler of pods that name none.
+    pub default_handler: String,
+    /// Runtimes by handler.
+    pub runtimes: BTreeMap<String, task::Runtime>,
+    /// cgroups through systemd.
+    pub systemd_cgroup: bool,
+    /// Never ask for a lower oom_score_adj than the daemon's.
+    pub restrict_oom_score_adj: bool,
+    /// Seccomp profile of containers that name none.
+    pub unset_seccomp: String,
+    /// Pods may bind low ports.
+    pub unprivileged_ports: bool,
+    /// Pods may ping.
+    pub unprivileged_icmp: bool,
+    /// Bytes of a log line.
+    pub max_log_line: i64,
+}
+
+/// What every generation needs.
+#[derive(Clone)]
+pub struct Args {
+    /// Directory of the pods' files.
+    pub root: PathBuf,
+    /// Directory of what a reboot may lose.
+    pub state: PathBuf,
+    /// Settings.
+    pub settings: Arc<Settings>,
+    /// Where pods and containers are published.
+    pub view: Arc<View>,
+    /// The store.
+    pub store: Addr<Store>,
+    /// The bus.
+    pub events: Addr<Events>,
+    /// Networks.
+    pub network: Addr<Network>,
+    /// Images.
+    pub images: Addr<Images>,
+    /// Snapshots.
+    pub snapshots: Addr<Snapshots>,
+    /// Tasks.
+    pub tasks: Addr<Tasks>,
+}
+
+type Lock = Arc<tokio::sync::Mutex<()>>;
+
+#[derive(Default)]
+pub(crate) struct Tables {
+    pub pods: BTreeMap<String, PodRow>,
+    pub containers: BTreeMap<String, ContainerRow>,
+    pub recovered: bool,
+    locks: BTreeMap<String, Lock>,
+}
+
+/// State that the operations of one generation share.
+pub(crate) struct World {
+    pub args: Args,
+    pub tables: RefCell<Tables>,
+    pub boot: String,
+}
+
+impl World {
+    /// One operation at a time for each key.
+    pub async fn lock(&self, key: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut tables = self.tables.borrow_mut();
+            if tables.locks.len() > 4096 {
+                tables.locks.retain(|_, l| Arc::strong_count(l) > 1);
+            }
+            tables.locks.entry(key.to_owned()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+    pub async fn commit(&self, cx: &Cx, ops: Vec<Op>) -> Result<()> {
+        self.args.store.call(cx, store::Commit { ops }).await
+    }
+    pub fn pod(&self, id: &str) -> Option<PodRow> {
+        self.tables.borrow().pods.get(id).cloned()
+    }
+    pub fn container(&self, id: &str) -> Option<ContainerRow> {
+        self.tables.borrow().containers.get(id).cloned()
+    }
+    pub async fn save_pod(&self, cx: &Cx, row: &PodRow) -> Result<()> {
+        self.commit(cx, vec![Op::put(table::SANDBOXES, &row.id, row)?]).await?;
+        self.tables.borrow_mut().pods.insert(row.id.clone(), row.clone());
+        self.publish();
+        Ok(())
+    }
+    pub async fn save_container(&self, cx: &Cx, row: &ContainerRow) -> Result<()> {
+        self.commit(cx, vec![Op::put(table::CONTAINERS, &row.id, row)?]).await?;
+        self.tables.borrow_mut().containers.insert(row.id.clone(), row.clone());
+        self.publish();
+        Ok(())
+    }
+    pub fn files(&self, pod: &str) -> PathBuf {
+        self.args.root.join("sandboxes").join(pod)
+    }
+    pub fn volatile(&self, pod: &str) -> PathBuf {
+        self.args.state.join("sandboxes").join(pod)
+    }
+}
+
+/// The actor.
+pub struct SandboxActor(Rc<World>);
+
+impl Actor for SandboxActor {
+    type Proto = Sandboxes;
+    type Args = Args;
+    async fn start(args: Args, cx: Cx) -> Result<Self> {
+        let world = Rc::new(World { args, tables: RefCell::default(), boot: record::boot_id() });
+        recover::load(&world, &cx).await?;
+        world.publish();
+        let recovering = world.clone();
+        cx.spawn("recover pods", move |cx| async move { recover::run(recovering, cx).await });
+        Ok(SandboxActor(world))
+    }
+    fn routes() -> Routes<Self> {
+        Routes::new()
+            .on::<RunPod>()
+            .on::<StopPod>()
+            .on::<RemovePod>()
+            .on::<CreateContainer>()
+            .on::<StartContainer>()
+            .on::<StopContainer>()
+            .on::<RemoveContainer>()
+            .on::<UpdateContainer>()
+            .on::<ReopenLog>()
+            .on::<ExecSync>()
+            .on::<Status>()
+            .on::<ContainerStats>()
+            .on::<UpdateRuntimeConfig>()
+    }
+}
+
+macro_rules! operations { ($($message:ident($world:ident, $m:ident, $cx:ident) -> $reply:ty = $run:expr;)*) => { $(
+    impl Handle<$message> for SandboxActor {
+        fn handle(&mut self, $m: $message, $cx: Cx) -> Reply<$reply> {
+            let $world = self.0.clone();
+            Reply::op(async move { $run })
+        }
+    }
+)* } }
+
+operations! {
+    RunPod(world, m, cx) -> String = pod::run(&world, &cx, m).await;
+    StopPod(world, m, cx) -> () = pod::stop(&world, &cx, &m.id).await;
+    RemovePod(world, m, cx) -> () = pod::remove(&world, &cx, &m.id).await;
+    CreateContainer(world, m, cx) -> String = container::create(&world, &cx, m).await;
+    StartContainer(world, m, cx) -> () = container::start(&world, &cx, &m.id).await;
+    StopContainer(world, m, cx) -> () = container::stop(&world, &cx, &m.id, m.grace_s).await;
+    RemoveContainer(world, m, cx) -> () = container::remove(&world, &cx, &m.id).await;
+    UpdateContainer(world, m, cx) -> () = container::update(&world, &cx, m.request).await;
+    ReopenLog(world, m, cx) -> () = container::reopen_log(&world, &cx, m.id).await;
+    ExecSync(world, m, cx) -> cri::ExecSyncResponse = container::exec(&world, &cx, m).await;
+    Status(world, m, cx) -> cri::StatusResponse = status(&world, &cx, m.verbose).await;
+    ContainerStats(_world, _m, _cx) -> Vec<cri::ContainerStats> = Err(Fault::unimplemented("container statistics are not built yet"));
+    UpdateRuntimeConfig(_world, _m, _cx) -> () = Ok(());
+}
+
+async fn status(world: &World, cx: &Cx, verbose: bool) -> Result<cri::StatusResponse> {
+    let network = world.args.network.call(cx, network::Status).await?;
+    let condition = |kind: &str, status: bool, reason: &str, message: &str| cri::RuntimeCondition {
+        r#type: kind.into(),
+        status,
+        reason: reason.into(),
+        message: message.into(),
+    };
+    let conditions =
+        vec![condition("RuntimeReady", true, "", ""), condition("NetworkReady", network.ready, &network.reason, &network.message)];
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let mut handlers: Vec<cri::RuntimeHandler> = vec![cri::RuntimeHandler { name: String::new(), features: Some(features.clone()) }];
+    handlers.extend(
+        world.args.settings.runtimes.keys().map(|name| cri::RuntimeHandler { name: name.clone(), features: Some(features.clone()) }),
+    );
+    let mut response = cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions }),
+        runtime_handlers: handlers,
+        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        ..Default::default()
+    };
+    if verbose {
+        response.info.insert("config".into(), format!("{:?}", world.args.settings));
+        response.info.insert("cniconfig".into(), network.config.to_string());
+    }
+    Ok(response)
+}

@@ -1,0 +1,264 @@
+//! The life of a pod: made step by step, each undone if a later one fails; stopped; removed.
+use crate::record::{PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
+use crate::{World, container};
+use kernel::{Cx, Fault, Result, ResultExt};
+use messages::network::{Attach, Detach, PodNetwork, PortMapping};
+use messages::sandbox::RunPod;
+use messages::store::{self, Op, table};
+use messages::task::{self, PodNamespaces};
+use proto::cri::{self, NamespaceMode};
+use std::path::Path;
+use std::time::Duration;
+
+/// Disk and mount work for one pod's files takes milliseconds.
+const IO: Duration = Duration::from_secs(30);
+
+fn mode(mode: i32) -> NamespaceMode {
+    NamespaceMode::try_from(mode).unwrap_or(NamespaceMode::Pod)
+}
+
+fn options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone()).unwrap_or_default()
+}
+
+/// RunPodSandbox.
+pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
+    let name = pod_name(&m.config)?;
+    let handler = if m.handler.is_empty() { world.args.settings.default_handler.clone() } else { m.handler };
+    let runtime = world.args.settings.runtimes.get(&handler).cloned();
+    let runtime = runtime.ok_or_else(|| Fault::invalid_argument(format!("no runtime for {handler:?} is configured")))?;
+    // A retry of a creation in flight waits here, and finds the pod made.
+    let _guard = world.lock(&name).await;
+    let holder = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await?;
+    if let Some(holder) = holder {
+        let id: String = store::decode(&holder)?;
+        match world.pod(&id) {
+            Some(row) if row.phase == PodPhase::Ready && row.config.0 == m.config => return Ok(id),
+            Some(row) if row.phase == PodPhase::Creating => take_down(world, &cx.without_deadline(), &row.id).await?,
+            Some(_) => return Err(Fault::already_exists(format!("pod name {:?} is reserved for {id}", name.trim_start_matches("pod/")))),
+            None => {}
+        }
+    }
+    let id = new_id();
+    let mut row = PodRow {
+        id: id.clone(),
+        config: Proto(m.config),
+        handler,
+        phase: PodPhase::Creating,
+        created_ns: now_ns(),
+        netns: String::new(),
+        ips: vec![],
+        handle: Default::default(),
+        boot: world.boot.clone(),
+    };
+    let ops = vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::SANDBOXES, &id, &row)?];
+    world.commit(cx, ops).await?;
+    world.tables.borrow_mut().pods.insert(id.clone(), row.clone());
+    if let Err(fault) = make(world, cx, &mut row, runtime).await {
+        let cx = cx.without_deadline();
+        if let Err(undo) = take_down(world, &cx, &id).await {
+            return Err(fault.context(format!("undoing it failed, too ({undo}); it is tried again at RemovePodSandbox")));
+        }
+        return Err(fault);
+    }
+    Ok(id)
+}
+
+async fn make(world: &World, cx: &Cx, row: &mut PodRow, runtime: task::Runtime) -> Result<()> {
+    let options = options(&row.config.0);
+    files(world, cx, row, mode(options.ipc) != NamespaceMode::Node).await.context("pod files")?;
+    if mode(options.network) != NamespaceMode::Node {
+        let pod = network(row);
+        let attached = cx
+            .run("pod network", |cx| async move { world.args.network.call(&cx, Attach(pod)).await })
+            .await
+            .context("failed to setup network for sandbox")?;
+        (row.netns, row.ips) = (attached.netns, attached.ips);
+    }
+    let namespaces = pod_namespaces(world, row, &options);
+    let start = task::StartSandbox { id: row.id.clone(), runtime, namespaces };
+    row.handle = cx
+        .run("start the pod's shim", |cx| async move { world.args.tasks.call(&cx, start).await })
+        .await
+        .context("failed to start the sandbox")?;
+    row.phase = PodPhase::Ready;
+    world.save_pod(cx, row).await?;
+    world.tell(cx, "/sandboxes/start", &row.id).await;
+    Ok(())
+}
+
+fn network(row: &PodRow) -> PodNetwork {
+    let config = &row.config.0;
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    let protocol = |p: i32| match p {
+        1 => "udp",
+        2 => "sctp",
+        _ => "tcp",
+    };
+    let ports = config.port_mappings.iter().filter(|p| p.host_port > 0);
+    PodNetwork {
+        id: row.id.clone(),
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        cgroup_parent: config.linux.clone().unwrap_or_default().cgroup_parent,
+        ports: ports
+            .map(|p| PortMapping {
+                host_port: p.host_port,
+                container_port: p.container_port,
+                protocol: protocol(p.protocol).into(),
+                host_ip: p.host_ip.clone(),
+            })
+            .collect(),
+        dns: (dns.servers, dns.searches, dns.options),
+        annotations: config.annotations.clone().into_iter().collect(),
+    }
+}
+
+fn pod_namespaces(world: &World, row: &PodRow, options: &cri::NamespaceOption) -> PodNamespaces {
+    let host_network = row.netns.is_empty();
+    let linux = row.config.0.linux.clone().unwrap_or_default();
+    let mut sysctls: std::collections::BTreeMap<String, String> = linux.sysctls.clone().into_iter().collect();
+    if !host_network {
+        if world.args.settings.unprivileged_ports {
+            sysctls.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
+        }
+        if world.args.settings.unprivileged_icmp {
+            sysctls.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
+        }
+    }
+    let kind = |m: i32| match mode(m) {
+        NamespaceMode::Node => "node",
+        NamespaceMode::Container => "container",
+        _ => "pod",
+    };
+    PodNamespaces {
+        network: (!host_network).then(|| row.netns.clone()),
+        ipc: if mode(options.ipc) == NamespaceMode::Node { "node" } else { "pod" }.into(),
+        pid: kind(options.pid).into(),
+        uts: if host_network { "node" } else { "pod" }.into(),
+        hostname: row.config.0.hostname.clone(),
+        sysctls,
+        cgroup_parent: linux.cgroup_parent,
+    }
+}
+
+/// hostname, hosts, resolv.conf, and the pod's /dev/shm.
+async fn files(world: &World, cx: &Cx, row: &PodRow, own_ipc: bool) -> Result<()> {
+    let (files, volatile, config) = (world.files(&row.id), world.volatile(&row.id), row.config.0.clone());
+    let write = move || {
+        std::fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let hostname =
+            if config.hostname.is_empty() { read("/proc/sys/kernel/hostname").trim().to_owned() } else { config.hostname.clone() };
+        std::fs::write(files.join("hostname"), format!("{hostname}\n"))?;
+        std::fs::write(files.join("hosts"), read("/etc/hosts"))?;
+        let resolv = match &config.dns_config {
+            None => read("/etc/resolv.conf"),
+            Some(dns) => {
+                let line = |key: &str, list: &[String]| if list.is_empty() { String::new() } else { format!("{key} {}\n", list.join(" ")) };
+                let servers: String = dns.servers.iter().map(|s| format!("nameserver {s}\n")).collect();
+                format!("{}{servers}{}", line("search", &dns.searches), line("options", &dns.options))
+            }
+        };
+        std::fs::write(files.join("resolv.conf"), resolv)?;
+        if own_ipc {
+            let shm = volatile.join("shm");
+            std::fs::create_dir_all(&shm).with_context(|| format!("create {}", shm.display()))?;
+            use nix::mount::{MsFlags, mount};
+            let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("shm"), &shm, Some("tmpfs"), flags, Some("mode=1777,size=67108864"))
+                .map_err(std::io::Error::from)
+                .context("mount the pod's /dev/shm")?;
+        }
+        Ok(())
+    };
+    cx.run("pod files", |cx| async move { cx.blocking("write pod files", IO, write).await }).await
+}
+
+fn unmount(path: &Path) -> Result<()> {
+    use nix::mount::{MntFlags, umount2};
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(e) => Err(std::io::Error::from(e)).with_context(|| format!("unmount {}", path.display())),
+    }
+}
+
+/// Completes an id from its unique beginning.
+pub fn full_id(world: &World, id: &str) -> Option<String> {
+    let tables = world.tables.borrow();
+    let mut hits = tables.pods.range(id.to_owned()..).take_while(|(k, _)| k.starts_with(id) && !id.is_empty());
+    let first = hits.next()?.0.clone();
+    (first == id || hits.next().is_none()).then_some(first)
+}
+
+/// StopPodSandbox.
+pub async fn stop(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let Some(id) = full_id(world, id) else { return Ok(()) };
+    let _guard = world.lock(&id).await;
+    stop_locked(world, cx, &id).await
+}
+
+async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let Some(mut row) = world.pod(id) else { return Ok(()) };
+    let ids: Vec<String> = world.tables.borrow().containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
+    let stops = ids.iter().map(|c| container::stop(world, cx, c, 0));
+    futures::future::try_join_all(stops).await.context("stop the pod's containers")?;
+    cx.run("stop the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::StopSandbox { id: id.into() }).await })
+        .await
+        .context("stop the sandbox")?;
+    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into() }).await })
+        .await
+        .context("release the pod's network")?;
+    let shm = world.volatile(id).join("shm");
+    cx.blocking("unmount shm", IO, move || unmount(&shm)).await?;
+    if row.phase != PodPhase::Stopped {
+        row.phase = PodPhase::Stopped;
+        world.save_pod(cx, &row).await?;
+        world.tell(cx, "/sandboxes/exit", id).await;
+    }
+    Ok(())
+}
+
+/// RemovePodSandbox.
+pub async fn remove(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let Some(id) = full_id(world, id) else { return Ok(()) };
+    let _guard = world.lock(&id).await;
+    if world.pod(&id).is_none() {
+        return Ok(());
+    }
+    stop_locked(world, cx, &id).await?;
+    let ids: Vec<String> = world.tables.borrow().containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
+    for container in ids {
+        container::remove(world, cx, &container).await?;
+    }
+    take_down(world, cx, &id).await
+}
+
+/// Gives back all that a pod may own, whatever of it was made; the row and the name go last.
+pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let Some(row) = world.pod(id) else { return Ok(()) };
+    cx.run("remove the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::RemoveSandbox { id: id.into() }).await }).await?;
+    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into() }).await }).await?;
+    let (files, volatile) = (world.files(id), world.volatile(id));
+    let clean = move || {
+        unmount(&volatile.join("shm"))?;
+        for dir in [&volatile, &files] {
+            match std::fs::remove_dir_all(dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Fault::from(e).context(format!("remove {}", dir.display())));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    cx.blocking("remove pod files", IO, clean).await?;
+    let ops = vec![Op::delete(table::SANDBOXES, id), Op::delete(table::NAMES, pod_name(&row.config.0)?)];
+    world.commit(cx, ops).await?;
+    world.tables.borrow_mut().pods.remove(id);
+    world.publish();
+    world.tell(cx, "/sandboxes/delete", id).await;
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! The published picture of pods and containers, and events.
+use crate::World;
+use crate::record::{ContainerRow, Phase, PodPhase, PodRow};
+use kernel::Cx;
+use messages::events::Publish;
+use messages::sandbox::{Container, Picture, Pod};
+use proto::cri;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+impl World {
+    /// Replaces the picture.
+    pub(crate) fn publish(&self) {
+        let tables = self.tables.borrow();
+        let pods = tables.pods.values().filter(|p| p.phase != PodPhase::Creating);
+        let containers = tables.containers.values().filter(|c| c.phase != Phase::Creating);
+        let picture = Picture {
+            pods: pods.map(|p| (p.id.clone(), Arc::new(pod(p)))).collect(),
+            containers: containers.map(|c| (c.id.clone(), Arc::new(container(c)))).collect(),
+            recovered: tables.recovered,
+        };
+        self.args.view.0.store(Arc::new(picture));
+    }
+
+    /// Tells the bus; an event that cannot be told is logged, never waited for.
+    pub(crate) async fn tell(&self, cx: &Cx, topic: &str, id: &str) {
+        let payload = match topic {
+            "/sandboxes/start" => proto::any(&proto::events::SandboxStart { sandbox_id: id.into() }),
+            "/containers/delete" => proto::any(&proto::events::ContainerDelete { id: id.into() }),
+            "/containers/create" => proto::any(&proto::events::ContainerCreate { id: id.into(), ..Default::default() }),
+            _ => proto::any_bytes("troupe.v1.Id", id.as_bytes().to_vec()),
+        };
+        let event = Publish { namespace: "k8s.io".into(), topic: topic.into(), payload, at: None };
+        if let Err(error) = self.args.events.call(cx, event).await {
+            tracing::warn!(%error, topic, id, "event lost");
+        }
+    }
+}
+
+fn pod(row: &PodRow) -> Pod {
+    let config = &row.config.0;
+    let ready = row.phase == PodPhase::Ready;
+    let options = config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
+    let mut ips = if ready { row.ips.clone() } else { vec![] }.into_iter();
+    let network =
+        cri::PodSandboxNetworkStatus { ip: ips.next().unwrap_or_default(), additional_ips: ips.map(|ip| cri::PodIp { ip }).collect() };
+    let state = if ready { cri::PodSandboxState::SandboxReady } else { cri::PodSandboxState::SandboxNotready };
+    let status = cri::PodSandboxStatus {
+        id: row.id.clone(),
+        metadata: config.metadata.clone(),
+        state: state as i32,
+        created_at: row.created_ns,
+        network: Some(network),
+        linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options }) }),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        runtime_handler: row.handler.clone(),
+    };
+    let info = serde_json::json!({"pid": row.handle.pid, "netNamespaceClosed": !ready, "runtimeHandler": row.handler, "sandboxID": row.id});
+    Pod { status, config: Arc::new(config.clone()), info: BTreeMap::from([("info".into(), info.to_string())]) }
+}
+
+fn container(row: &ContainerRow) -> Container {
+    let config = &row.config.0;
+    let state = match row.phase {
+        Phase::Creating | Phase::Created | Phase::Starting => cri::ContainerState::ContainerCreated,
+        Phase::Running => cri::ContainerState::ContainerRunning,
+        Phase::Exited => cri::ContainerState::ContainerExited,
+    };
+    let resources = config.linux.as_ref().and_then(|l| l.resources.clone());
+    let status = cri::ContainerStatus {
+        id: row.id.clone(),
+        metadata: config.metadata.clone(),
+        state: state as i32,
+        created_at: row.created_ns,
+        started_at: row.started_ns,
+        finished_at: row.exit.as_ref().map_or(0, |e| e.at_ns),
+        exit_code: row.exit.as_ref().map_or(0, |e| e.code as i32),
+        image: config.image.clone(),
+        image_ref: row.image_ref.clone(),
+        image_id: row.image_id.clone(),
+        reason: row.reason.0.clone(),
+        message: row.reason.1.clone(),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        mounts: config.mounts.clone(),
+        log_path: row.log_path.clone(),
+        resources: resources.map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
+        ..Default::default()
+    };
+    let info = serde_json::json!({"sandboxID": row.sandbox_id, "pid": row.pid, "runtimeSpec": row.spec});
+    Container { sandbox_id: row.sandbox_id.clone(), status, pid: row.pid, info: BTreeMap::from([("info".into(), info.to_string())]) }
+}

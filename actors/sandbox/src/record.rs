@@ -1,0 +1,136 @@
+//! Rows of pods and containers. A row is written before the first thing it owns is made, so that whatever a crash leaves has an owner.
+use base64::{Engine, engine::general_purpose::STANDARD};
+use kernel::{Class, Result, ResultExt};
+use messages::task::{Exit, SandboxHandle};
+use proto::{cri, prost::Message};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A protobuf message within a JSON row.
+#[derive(Clone, Debug, Default)]
+pub struct Proto<M>(pub M);
+
+impl<M: Message> Serialize for Proto<M> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&STANDARD.encode(self.0.encode_to_vec()))
+    }
+}
+impl<'de, M: Message + Default> Deserialize<'de> for Proto<M> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let bytes = STANDARD.decode(String::deserialize(d)?).map_err(serde::de::Error::custom)?;
+        M::decode(&bytes[..]).map(Proto).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Phase of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodPhase {
+    /// Being made; a later generation takes it down.
+    Creating,
+    /// Ready.
+    Ready,
+    /// Stopped.
+    Stopped,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PodRow {
+    /// Id.
+    pub id: String,
+    /// Configuration.
+    pub config: Proto<cri::PodSandboxConfig>,
+    /// Runtime handler.
+    pub handler: String,
+    /// Phase.
+    pub phase: PodPhase,
+    /// Unix nanoseconds.
+    pub created_ns: i64,
+    /// Network namespace, empty = the node's.
+    pub netns: String,
+    /// Addresses.
+    pub ips: Vec<String>,
+    /// The shim's answer.
+    pub handle: SandboxHandle,
+    /// Boot in which it was made.
+    pub boot: String,
+}
+
+/// Phase of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Being made; a later generation takes it down.
+    Creating,
+    /// Made.
+    Created,
+    /// Being started.
+    Starting,
+    /// Runs.
+    Running,
+    /// Ended.
+    Exited,
+}
+
+/// A container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRow {
+    /// Id.
+    pub id: String,
+    /// Pod.
+    pub sandbox_id: String,
+    /// Configuration.
+    pub config: Proto<cri::ContainerConfig>,
+    /// OCI spec.
+    pub spec: serde_json::Value,
+    /// Image id.
+    pub image_id: String,
+    /// What ContainerStatus calls the image's reference.
+    pub image_ref: String,
+    /// Snapshotter of its root.
+    pub snapshotter: String,
+    /// Log file, may be empty.
+    pub log_path: String,
+    /// Signal to stop it.
+    pub stop_signal: u32,
+    /// Phase.
+    pub phase: Phase,
+    /// Pid while it runs.
+    pub pid: u32,
+    /// Unix nanoseconds.
+    pub created_ns: i64,
+    /// Unix nanoseconds.
+    pub started_ns: i64,
+    /// How it ended.
+    pub exit: Option<Exit>,
+    /// Reason and message of the end.
+    pub reason: (String, String),
+    /// Boot in which it was made.
+    pub boot: String,
+}
+
+/// Key of a pod's name.
+pub fn pod_name(config: &cri::PodSandboxConfig) -> Result<String> {
+    let m = config.metadata.as_ref().ok_or("config must include metadata").class(Class::InvalidArgument, "sandbox")?;
+    Ok(format!("pod/{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt))
+}
+
+/// Key of a container's name.
+pub fn container_name(config: &cri::ContainerConfig, pod: &PodRow) -> Result<String> {
+    let m = config.metadata.as_ref().ok_or("config must include metadata").class(Class::InvalidArgument, "container")?;
+    let pod_name = pod_name(&pod.config.0)?;
+    Ok(format!("container/{}_{}_{}", m.name, pod_name.trim_start_matches("pod/"), m.attempt))
+}
+
+/// Now, Unix nanoseconds.
+pub fn now_ns() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64)
+}
+
+/// A new id: 64 hex digits.
+pub fn new_id() -> String {
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+}
+
+/// This boot.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,87 @@
+//! After a start: rows are read again, what was half made is taken down, what runs is watched.
+use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
+use crate::{World, container, pod};
+use kernel::{Cx, Result};
+use messages::store::{self, table};
+use messages::task::{self, Exit, TaskState};
+use std::rc::Rc;
+
+/// Reads all rows.
+pub async fn load(world: &World, cx: &Cx) -> Result<()> {
+    let pods = world.args.store.call(cx, store::Scan { table: table::SANDBOXES, prefix: String::new() }).await?;
+    let containers = world.args.store.call(cx, store::Scan { table: table::CONTAINERS, prefix: String::new() }).await?;
+    let mut tables = world.tables.borrow_mut();
+    for (id, row) in pods {
+        tables.pods.insert(id, store::decode::<PodRow>(&row)?);
+    }
+    for (id, row) in containers {
+        tables.containers.insert(id, store::decode::<ContainerRow>(&row)?);
+    }
+    tables.recovered = true;
+    Ok(())
+}
+
+/// Every pod and container by itself: one's trouble delays no other.
+pub async fn run(world: Rc<World>, cx: Cx) {
+    let (pods, containers) = {
+        let tables = world.tables.borrow();
+        (tables.pods.values().cloned().collect::<Vec<_>>(), tables.containers.values().cloned().collect::<Vec<_>>())
+    };
+    for row in containers {
+        let world = world.clone();
+        cx.spawn("recover container", move |cx| async move {
+            if let Err(error) = one_container(&world, &cx, &row).await {
+                tracing::warn!(%error, id = row.id, "a container could not be recovered");
+            }
+        });
+    }
+    for row in pods {
+        let world = world.clone();
+        cx.spawn("recover pod", move |cx| async move {
+            if let Err(error) = one_pod(&world, &cx, row).await {
+                tracing::warn!(%error, "a pod could not be recovered");
+            }
+        });
+    }
+}
+
+async fn one_pod(world: &World, cx: &Cx, mut row: PodRow) -> Result<()> {
+    if row.phase == PodPhase::Creating {
+        return pod::take_down(world, cx, &row.id).await;
+    }
+    if row.phase == PodPhase::Ready && row.boot != world.boot {
+        row.phase = PodPhase::Stopped;
+        world.save_pod(cx, &row).await?;
+    }
+    Ok(())
+}
+
+async fn one_container(world: &Rc<World>, cx: &Cx, row: &ContainerRow) -> Result<()> {
+    match row.phase {
+        Phase::Creating => return container::take_down(world, cx, &row.id).await,
+        Phase::Created | Phase::Exited => return Ok(()),
+        Phase::Starting | Phase::Running => {}
+    }
+    let mut row = row.clone();
+    if row.boot != world.boot {
+        row.exit = Some(Exit { code: 255, at_ns: now_ns(), oom: false, witness: "reboot".into() });
+        row.reason = ("Unknown".into(), "the node was started again".into());
+        (row.phase, row.pid) = (Phase::Exited, 0);
+        return world.save_container(cx, &row).await;
+    }
+    if row.phase == Phase::Starting {
+        // Nobody was told that it started: it begins again from where it was created, or goes on if it runs.
+        match world.args.tasks.call(cx, task::State { id: row.id.clone() }).await? {
+            Some(TaskState::Running { pid }) => (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns()),
+            _ => {
+                world.args.tasks.call(cx, task::Delete { id: row.id.clone() }).await?;
+                row.phase = Phase::Created;
+            }
+        }
+        world.save_container(cx, &row).await?;
+    }
+    if row.phase == Phase::Running {
+        container::watch(world, cx, &row.id);
+    }
+    Ok(())
+}
