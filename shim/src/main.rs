@@ -1,2 +1,37 @@
-//! Placeholder.
-fn main() {}
+//! `containerd-shim-troupe-v2`: one small process for each pod, between the daemon and the pod's containers.
+//!
+//! Owns: the pod's namespaces (as descriptors, so that no pause process is needed), its containers' processes, mounts and logs. Talks to: the
+//! daemon over ttrpc (task v2 and v3, sandbox, and a private service), an OCI runtime. On a crash of the daemon: it goes on; exits are kept until
+//! somebody asks. On its own crash: the daemon runs its `delete` action, which kills and cleans. Limits: one thread, bounded logs and queues.
+mod bootstrap;
+mod cgroup;
+mod container;
+mod events;
+mod io;
+mod mounts;
+mod reaper;
+mod runtime;
+mod sandbox;
+mod server;
+mod service;
+mod sys;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let flags = bootstrap::Flags::parse(&args);
+    let result = match flags.action.as_str() {
+        "start" => bootstrap::start(&flags),
+        "serve" => server::serve(&flags),
+        "delete" => bootstrap::delete(&flags),
+        "init" => sys::pod_init(),
+        _ if flags.version => {
+            println!("containerd-shim-troupe-v2 {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        other => Err(std::io::Error::other(format!("unknown action {other:?}"))),
+    };
+    if let Err(error) = result {
+        eprintln!("containerd-shim-troupe-v2: {error}");
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,140 @@
+//! Directories of snapshots. All of it blocks.
+use kernel::{Fault, Result, ResultExt};
+use messages::snapshot::{Kind, Mount, SnapshotInfo, Usage};
+use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Beside `fs`: directories that the layer needed but did not describe.
+const IMPLIED: &str = "implied";
+
+/// `<root>/io.containerd.snapshotter.v1.<name>/snapshots`.
+pub fn root(root: &Path, snapshotter: &str) -> PathBuf {
+    root.join(format!("io.containerd.snapshotter.v1.{snapshotter}")).join("snapshots")
+}
+
+/// Highest number in use.
+pub fn last_id(root: &Path) -> Result<u64> {
+    std::fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))?;
+    let names = std::fs::read_dir(root)?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    Ok(names.filter_map(|n| n.trim_start_matches("rm-").parse().ok()).max().unwrap_or(0))
+}
+
+/// Makes the directories; native copies its parent.
+pub fn make(dir: &Path, parent: Option<&Path>, native: bool) -> Result<()> {
+    let (fs, work) = (dir.join("fs"), dir.join("work"));
+    std::fs::create_dir_all(&fs).with_context(|| format!("create {}", fs.display()))?;
+    std::fs::set_permissions(&fs, std::fs::Permissions::from_mode(0o755))?;
+    if let Some(parent) = parent {
+        let like = parent.metadata()?;
+        std::fs::set_permissions(&fs, like.permissions())?;
+        std::os::unix::fs::chown(&fs, Some(like.uid()), Some(like.gid()))?;
+    }
+    match (native, parent) {
+        (false, _) => std::fs::create_dir_all(&work)?,
+        (true, None) => {}
+        (true, Some(parent)) => {
+            // coreutils' cp keeps everything (links, holes, attributes, devices) and shares blocks where the file system can.
+            let output = std::process::Command::new("cp").args(["-a", "--reflink=auto", "-T"]).arg(parent).arg(&fs).output()?;
+            if !output.status.success() {
+                return Err(Fault::internal(format!("copy {}: {}", parent.display(), String::from_utf8_lossy(&output.stderr))));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Mounts of a snapshot (`contracts/core.md` §3.3).
+pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
+    let mount = |kind: &str, source: &Path, options: Vec<String>| {
+        vec![Mount { fs_type: kind.into(), source: source.to_string_lossy().into_owned(), target: String::new(), options }]
+    };
+    let access = if s.kind == Kind::Active { "rw" } else { "ro" };
+    let bind = |path: &Path| mount("bind", path, vec!["rbind".into(), access.into()]);
+    if s.snapshotter == "native" || parents.is_empty() {
+        return bind(&dir.join("fs"));
+    }
+    if s.kind != Kind::Active && parents.len() == 1 {
+        return bind(&parents[0]);
+    }
+    let lower: Vec<String> = parents.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    let mut options = vec!["index=off".to_owned()];
+    if s.kind == Kind::Active {
+        options.push(format!("workdir={}", dir.join("work").display()));
+        options.push(format!("upperdir={}", dir.join("fs").display()));
+    }
+    options.push(format!("lowerdir={}", lower.join(":")));
+    mount("overlay", Path::new("overlay"), options)
+}
+
+/// Remembers directories whose owner and mode only the parents know.
+pub fn note_implied(fs: &Path, implied: &[PathBuf]) -> Result<()> {
+    if implied.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = implied.iter().map(|p| p.to_string_lossy().into_owned()).collect();
+    std::fs::write(fs.with_file_name(IMPLIED), list.join("\0")).context("note implied directories")
+}
+
+/// Gives implied directories the looks of their namesakes below, then syncs the file system.
+pub fn seal(dir: &Path, parents: &[PathBuf]) -> Result<()> {
+    let (list, fs) = (dir.join(IMPLIED), dir.join("fs"));
+    if let Ok(text) = std::fs::read_to_string(&list) {
+        for path in text.split('\0') {
+            let own = fs.join(path);
+            let like = parents.iter().find_map(|p| p.join(path).symlink_metadata().ok().filter(std::fs::Metadata::is_dir));
+            if let (Some(like), true) = (like, own.symlink_metadata().is_ok_and(|m| m.is_dir())) {
+                std::os::unix::fs::chown(&own, Some(like.uid()), Some(like.gid()))?;
+                std::fs::set_permissions(&own, like.permissions())?;
+            }
+        }
+        std::fs::remove_file(&list)?;
+    }
+    let file = std::fs::File::open(&fs).with_context(|| format!("open {}", fs.display()))?;
+    rustix::fs::syncfs(&file).map_err(std::io::Error::from).with_context(|| format!("sync {}", fs.display()))
+}
+
+/// Removes a snapshot's directory: renamed first, so that a half-removed one is never taken for whole.
+pub fn remove(dir: &Path) -> Result<()> {
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let trash = dir.with_file_name(format!("rm-{name}"));
+    match std::fs::rename(dir, &trash) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("remove {}", dir.display()))?,
+    }
+    std::fs::remove_dir_all(&trash).with_context(|| format!("remove {}", trash.display()))
+}
+
+/// Removes directories without a row, of numbers that were in use when this generation started.
+pub fn sweep(root: &Path, known: &BTreeSet<u64>, last: u64) -> Result<u64> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(root)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let orphan = name.starts_with("rm-") || name.parse::<u64>().is_ok_and(|id| id <= last && !known.contains(&id));
+        if orphan {
+            std::fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Bytes and inodes of a tree; hard links count once.
+pub fn usage(fs: &Path) -> Result<Usage> {
+    let (mut usage, mut seen, mut todo) = (Usage::default(), BTreeSet::new(), vec![fs.to_owned()]);
+    while let Some(path) = todo.pop() {
+        let meta = match path.symlink_metadata() {
+            Ok(m) => m,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e.into()),
+        };
+        if meta.nlink() < 2 || meta.is_dir() || seen.insert((meta.dev(), meta.ino())) {
+            usage.inodes += 1;
+            usage.bytes += meta.blocks() * 512;
+        }
+        if meta.is_dir() {
+            todo.extend(std::fs::read_dir(&path)?.flatten().map(|e| e.path()));
+        }
+    }
+    Ok(usage)
+}

@@ -1,0 +1,266 @@
+//! Unpacking a tar into a directory, as overlayfs wants its upper layer: nothing ever leaves the root.
+//!
+//! Every path is resolved below the root by `openat2(RESOLVE_IN_ROOT)`, so that `..`, absolute links and links in the middle cannot lead outside.
+//! Whiteouts become character devices 0:0, opaque directories get `trusted.overlay.opaque`; in `plain` mode (native) they delete instead.
+use kernel::{Fault, Result, ResultExt};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{chownat, fsetxattr, linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+const WHITEOUT: &str = ".wh.";
+const OPAQUE: &str = ".wh..wh..opq";
+/// Directories whose descriptors are kept: neighbours in a tar share theirs.
+const OPEN: usize = 64;
+
+/// Unpacks one layer. `implied` collects directories that the layer needs but does not describe.
+pub struct Unpacker {
+    root: OwnedFd,
+    plain: bool,
+    open: BTreeMap<PathBuf, OwnedFd>,
+    times: Vec<(PathBuf, u64)>,
+    /// Directories that were made without a description.
+    pub implied: Vec<PathBuf>,
+}
+
+fn io(e: rustix::io::Errno) -> Fault {
+    Fault::from(std::io::Error::from(e))
+}
+
+/// A path of the archive below the root: `.`, `/` and `..` never climb.
+fn clean(path: &Path) -> Result<PathBuf> {
+    let mut all = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(p) => all.push(p),
+            Component::ParentDir => return Err(Fault::invalid_argument(format!("{path:?} leaves the root"))),
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
+impl Unpacker {
+    /// `root` must exist.
+    pub fn new(root: &Path, plain: bool) -> Result<Unpacker> {
+        let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io)
+            .with_context(|| root.display().to_string())?;
+        Ok(Unpacker { root, plain, open: BTreeMap::new(), times: vec![], implied: vec![] })
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    /// Opens a directory, making what is missing.
+    fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
+        if let Some(fd) = self.open.get(path) {
+            return fd.try_clone().map_err(Fault::from);
+        }
+        let fd = match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NOENT) => {
+                let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
+                let name = path.file_name().unwrap_or_default();
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(io).with_context(|| format!("make {path:?}"))?;
+                self.implied.push(path.to_owned());
+                self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).map_err(io)?
+            }
+            Err(e) => return Err(io(e).context(format!("open {path:?}"))),
+        };
+        if self.open.len() >= OPEN {
+            self.open.clear();
+        }
+        self.open.insert(path.to_owned(), fd.try_clone()?);
+        Ok(fd)
+    }
+
+    /// Takes away what is in the way of an entry. A directory stays if the entry is one, too.
+    fn clear(&mut self, dir: &OwnedFd, name: &OsStr, path: &Path, directory: bool) -> Result<bool> {
+        let found = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(s) => s,
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            Err(e) => return Err(io(e).context(format!("look at {path:?}"))),
+        };
+        let is_dir = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+        if is_dir && directory {
+            return Ok(true);
+        }
+        if is_dir {
+            self.open.clear();
+            remove_tree(dir, name).with_context(|| format!("replace {path:?}"))?;
+        } else {
+            unlinkat(dir, name, AtFlags::empty()).map_err(io).with_context(|| format!("replace {path:?}"))?;
+        }
+        Ok(false)
+    }
+
+    /// Unpacks all entries.
+    pub fn run(&mut self, source: impl Read) -> Result<()> {
+        let mut archive = tar::Archive::new(source);
+        for entry in archive.entries().context("read the layer's tar")? {
+            let mut entry = entry.context("read the layer's tar")?;
+            let path = clean(&entry.path().context("read the layer's tar")?)?;
+            self.entry(&mut entry, &path).with_context(|| format!("unpack {path:?}"))?;
+        }
+        // Last, because making files in a directory changes its time.
+        for (path, mtime) in std::mem::take(&mut self.times) {
+            if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+                let dir = self.directory(parent)?;
+                let _ = utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, path: &Path) -> Result<()> {
+        use tar::EntryType as T;
+        let kind = entry.header().entry_type();
+        if matches!(kind, T::XGlobalHeader) {
+            return Ok(());
+        }
+        let header = entry.header().clone();
+        let mode = header.mode().context("mode")? & 0o7777;
+        let (uid, gid) = (header.uid().context("uid")? as u32, header.gid().context("gid")? as u32);
+        let mtime = header.mtime().unwrap_or(0);
+        let Some(name) = path.file_name() else {
+            // The root itself.
+            let _ = rustix::fs::chmodat(&self.root, ".", Mode::from_raw_mode(mode), AtFlags::empty());
+            chownat(&self.root, ".", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::empty()).map_err(io)?;
+            return Ok(());
+        };
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let text = name.to_string_lossy();
+        let dir = self.directory(parent)?;
+        if text == OPAQUE {
+            return self.opaque(&dir, parent);
+        }
+        if let Some(hidden) = text.strip_prefix(WHITEOUT) {
+            // `.wh..wh.` is AUFS' own bookkeeping.
+            return if hidden.starts_with(WHITEOUT) || hidden.is_empty() { Ok(()) } else { self.whiteout(&dir, hidden, parent) };
+        }
+        let merged = self.clear(&dir, name, path, kind == T::Directory)?;
+        let node = |kind: FileType| -> Result<()> {
+            let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
+            mknodat(&dir, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor)).map_err(io)
+        };
+        match kind {
+            T::Directory => {
+                if !merged {
+                    mkdirat(&dir, name, Mode::from_raw_mode(mode)).map_err(io)?;
+                }
+                self.implied.retain(|p| p != path);
+                self.times.push((path.to_owned(), mtime));
+            }
+            T::Regular | T::Continuous | T::GNUSparse => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut file = std::fs::File::from(openat(&dir, name, flags, Mode::from_raw_mode(0o600)).map_err(io)?);
+                std::io::copy(entry, &mut file)?;
+            }
+            T::Symlink => {
+                let target = entry.link_name_bytes().ok_or_else(|| Fault::invalid_argument("a symbolic link without a target"))?;
+                symlinkat(OsStr::from_bytes(&target), &dir, name).map_err(io)?;
+            }
+            T::Link => {
+                let target = entry.link_name()?.ok_or_else(|| Fault::invalid_argument("a hard link without a target"))?;
+                let target = clean(&target)?;
+                let from = self.directory(target.parent().unwrap_or(Path::new("")))?;
+                let name_of_target = target.file_name().ok_or_else(|| Fault::invalid_argument("a hard link to the root"))?;
+                linkat(&from, name_of_target, &dir, name, AtFlags::empty())
+                    .map_err(io)
+                    .with_context(|| format!("hard link to {target:?}"))?;
+                return Ok(());
+            }
+            T::Char => node(FileType::CharacterDevice)?,
+            T::Block => node(FileType::BlockDevice)?,
+            T::Fifo => node(FileType::Fifo)?,
+            other => return Err(Fault::unimplemented(format!("entry type {other:?}"))),
+        }
+        chownat(&dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        if kind != T::Symlink {
+            // After chown, which clears set-id bits.
+            rustix::fs::chmodat(&dir, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(io)?;
+        }
+        self.attributes(entry, &dir, name, kind)?;
+        if kind != T::Directory {
+            utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        }
+        Ok(())
+    }
+
+    fn attributes<R: Read>(&self, entry: &mut tar::Entry<'_, R>, dir: &OwnedFd, name: &OsStr, kind: tar::EntryType) -> Result<()> {
+        let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
+        for extension in extensions {
+            let extension = extension?;
+            let Ok(key) = extension.key() else { continue };
+            let Some(attribute) = key.strip_prefix("SCHILY.xattr.") else { continue };
+            if matches!(kind, tar::EntryType::Regular | tar::EntryType::Directory) {
+                let fd =
+                    openat(dir, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).map_err(io)?;
+                match fsetxattr(&fd, attribute, extension.value_bytes(), XattrFlags::empty()) {
+                    Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                    Err(e) => return Err(io(e).context(format!("attribute {attribute}"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, dir: &OwnedFd, hidden: &str, parent: &Path) -> Result<()> {
+        let name = OsStr::new(hidden);
+        self.clear(dir, name, &parent.join(hidden), false)?;
+        if self.plain {
+            return Ok(());
+        }
+        mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(io).context("whiteout")
+    }
+
+    fn opaque(&mut self, dir: &OwnedFd, parent: &Path) -> Result<()> {
+        let fd = self.resolve(parent, OFlags::RDONLY | OFlags::DIRECTORY).map_err(io)?;
+        if !self.plain {
+            return fsetxattr(&fd, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(io).context("opaque directory");
+        }
+        self.open.clear();
+        for name in names(fd.as_fd())? {
+            remove_tree(dir, &name)?;
+        }
+        Ok(())
+    }
+}
+
+fn times(mtime: u64) -> Timestamps {
+    let t = Timespec { tv_sec: mtime as i64, tv_nsec: 0 };
+    Timestamps { last_access: t, last_modification: t }
+}
+
+fn names(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<std::ffi::OsString>> {
+    let mut all = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            all.push(name.to_owned());
+        }
+    }
+    Ok(all)
+}
+
+/// Removes a file or a tree, without following links.
+fn remove_tree(dir: &OwnedFd, name: &OsStr) -> Result<()> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {}
+        Err(e) => return Err(io(e)),
+    }
+    let inner = openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
+    for child in names(inner.as_fd())? {
+        remove_tree(&inner, &child)?;
+    }
+    unlinkat(dir, name, AtFlags::REMOVEDIR).map_err(io)
+}

@@ -1,0 +1,75 @@
+//! Processes of a container: its init and execs.
+use crate::cgroup::Cgroup;
+use crate::io::{Log, Wiring};
+use crate::reaper::Exit;
+use crate::runtime::Runtime;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Where its streams go.
+#[derive(Clone, Default)]
+pub struct Targets {
+    /// FIFO or empty.
+    pub stdin: String,
+    /// FIFO, file or log.
+    pub stdout: String,
+    /// The same.
+    pub stderr: String,
+}
+
+/// One process.
+#[derive(Clone)]
+pub struct Process {
+    /// 0 until it runs.
+    pub pid: u32,
+    /// Has it been started?
+    pub started: bool,
+    /// Streams.
+    pub targets: Targets,
+    /// OCI process of an exec.
+    pub spec: Vec<u8>,
+    /// Its end.
+    pub exit: watch::Sender<Option<Exit>>,
+}
+
+impl Process {
+    /// Not started yet.
+    pub fn new(targets: Targets, spec: Vec<u8>) -> Process {
+        Process { pid: 0, started: false, targets, spec, exit: watch::channel(None).0 }
+    }
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+}
+
+/// One container.
+#[derive(Clone)]
+pub struct Container {
+    /// Bundle.
+    pub bundle: PathBuf,
+    /// How it is run.
+    pub runtime: Runtime,
+    /// Its init.
+    pub init: Process,
+    /// Its execs.
+    pub execs: BTreeMap<String, Process>,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its log.
+    pub log: Option<Arc<Log>>,
+    /// Paused.
+    pub paused: bool,
+    /// Its PID namespace is its own: its processes end with its init.
+    pub own_pids: bool,
+}
+
+/// Waits for a process' end: drains its output, then tells.
+pub async fn follow(ended: tokio::sync::oneshot::Receiver<Exit>, mut wiring: Wiring, tell: watch::Sender<Option<Exit>>) -> Option<Exit> {
+    let exit = ended.await.ok()?;
+    wiring.drain().await;
+    tell.send_replace(Some(exit));
+    Some(exit)
+}

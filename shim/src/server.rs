@@ -1,0 +1,37 @@
+//! The server process: one thread, ttrpc on the listener that `start` bound.
+use crate::bootstrap::Flags;
+use crate::{events, reaper, service, sys};
+use std::io;
+use std::sync::Arc;
+
+/// Serves until it is told to shut down.
+pub fn serve(flags: &Flags) -> io::Result<()> {
+    sys::prepare();
+    let listener = sys::take_listener();
+    listener.set_nonblocking(true)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).thread_stack_size(256 << 10).build()?;
+    runtime.block_on(async {
+        let reaper = reaper::Reaper::start()?;
+        let events = events::Publisher::start(&flags.namespace, std::env::var("TTRPC_ADDRESS").ok());
+        let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        let service = Arc::new(service::Service::new(flags, reaper, events, stop));
+        let mut routes = proto::task::serve_both(service.clone());
+        routes.extend(proto::sandbox::serve(service.clone()));
+        routes.extend(proto::shim::serve(service));
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let incoming = futures_listener(listener);
+        let listener = proto::ttrpc::r#async::transport::Listener::new(incoming);
+        let mut server = proto::ttrpc::r#async::Server::new().add_listener(listener).register_service(routes);
+        server.start().await.map_err(|e| io::Error::other(e.to_string()))?;
+        let _ = stopped.wait_for(|s| *s).await;
+        // The answer to the call that stopped us goes out first.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let _ = std::fs::remove_file(&flags.socket);
+        Ok(())
+    })
+}
+
+fn futures_listener(listener: tokio::net::UnixListener) -> tokio_stream::wrappers::UnixListenerStream {
+    tokio_stream::wrappers::UnixListenerStream::new(listener)
+}

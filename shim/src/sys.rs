@@ -1,0 +1,88 @@
+//! System calls without a safe wrapper, and the pod's tiny init.
+#![allow(unsafe_code)]
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Descriptor of the listener in the server.
+const LISTENER: i32 = 3;
+
+/// Hands a listener to a child as descriptor 3.
+pub fn pass_listener(command: &mut Command, listener: UnixListener) -> io::Result<()> {
+    let act = move || {
+        // SAFETY: dup2 and fcntl are async-signal-safe; `listener` is open, it lives in this closure.
+        let done = unsafe {
+            if listener.as_raw_fd() == LISTENER {
+                libc::fcntl(LISTENER, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(listener.as_raw_fd(), LISTENER)
+            }
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes only async-signal-safe calls; this process has one thread.
+    unsafe { command.pre_exec(act) };
+    Ok(())
+}
+
+/// Takes the listener in the server.
+pub fn take_listener() -> UnixListener {
+    // SAFETY: `start` passed an open listener as this descriptor, and nobody else owns it.
+    unsafe {
+        libc::fcntl(LISTENER, libc::F_SETFD, libc::FD_CLOEXEC);
+        UnixListener::from_raw_fd(LISTENER)
+    }
+}
+
+/// Orphans become children of this process; small arenas.
+pub fn prepare() {
+    // SAFETY: prctl and mallopt with plain numbers touch no memory of ours.
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Reaps one child that has ended: pid and exit code (128 + signal).
+pub fn reap() -> Option<(u32, u32)> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    Some((pid as u32, code as u32))
+}
+
+/// Sends a signal.
+pub fn kill(pid: u32, signal: u32) -> io::Result<()> {
+    if pid < 2 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: kill(2) touches no memory.
+    if unsafe { libc::kill(pid as i32, signal as i32) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Init of a shared PID namespace: reaps, and ends on SIGTERM.
+pub fn pod_init() -> io::Result<()> {
+    // SAFETY: the set is initialised by sigemptyset before use, and lives until sigwait returns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        loop {
+            let mut signal = 0;
+            libc::sigwait(&set, &mut signal);
+            if signal != libc::SIGCHLD {
+                return Ok(());
+            }
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+        }
+    }
+}
