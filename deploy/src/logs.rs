@@ -13,7 +13,8 @@ pub fn init(level: &str, format: &str) {
         "fatal" | "panic" => "error",
         other => other,
     };
-    let filter = std::env::var("TROUPE_LOG").unwrap_or_else(|_| format!("{level},h2=warn,hyper=warn,tonic=warn,ttrpc=warn,reqwest=warn,rustls=warn"));
+    let filter = std::env::var("TROUPE_LOG")
+        .unwrap_or_else(|_| format!("{level},h2=warn,hyper=warn,tonic=warn,ttrpc=warn,reqwest=warn,rustls=warn"));
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     if format == "json" { builder.event_format(Json).init() } else { builder.with_ansi(false).with_target(false).init() }
 }

@@ -17,7 +17,10 @@ const BATCH: (usize, Duration) = (512, Duration::from_secs(1));
 pub fn start(system: &System) -> anyhow::Result<bool> {
     let set = |name: &str| std::env::var(name).is_ok_and(|v| !v.is_empty());
     let wanted = set("OTEL_EXPORTER_OTLP_ENDPOINT") || set("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-    if !wanted || std::env::var("OTEL_SDK_DISABLED").is_ok_and(|v| v == "true") || std::env::var("OTEL_TRACES_EXPORTER").is_ok_and(|v| v == "none") {
+    if !wanted
+        || std::env::var("OTEL_SDK_DISABLED").is_ok_and(|v| v == "true")
+        || std::env::var("OTEL_TRACES_EXPORTER").is_ok_and(|v| v == "none")
+    {
         return Ok(false);
     }
     let mut exporter = SpanExporter::builder().with_tonic().build()?;
@@ -53,7 +56,13 @@ fn run(exporter: &SpanExporter, receiver: &Receiver<SpanRecord>, runtime: &tokio
 
 fn translate(span: &SpanRecord) -> Option<SpanData> {
     let context = |id: &str| {
-        Some(SpanContext::new(TraceId::from_hex(&span.trace_id).ok()?, SpanId::from_hex(id).ok()?, TraceFlags::SAMPLED, false, TraceState::default()))
+        Some(SpanContext::new(
+            TraceId::from_hex(&span.trace_id).ok()?,
+            SpanId::from_hex(id).ok()?,
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::default(),
+        ))
     };
     let mut attributes: Vec<KeyValue> = span.attrs.iter().map(|(k, v)| KeyValue::new(k.clone(), v.clone())).collect();
     attributes.push(KeyValue::new("troupe.actor", span.actor.clone()));

@@ -75,13 +75,17 @@ pub fn run(client: &Client, command: Chaos) -> anyhow::Result<()> {
         Chaos::List => {
             let Some(rules) = client.get::<Vec<Rule>>("/chaos")? else { return Ok(()) };
             let any = |s: &str| if s.is_empty() { "any".to_owned() } else { s.to_owned() };
-            let when = |r: &Rule| r.nth.map(|n| format!("nth {n}")).or(r.probability.map(|p| format!("p {p}"))).unwrap_or_else(|| "always".into());
-            let row = |r: &Rule| vec![r.id.to_string(), any(&r.actor), any(&r.message), r.fault.clone(), when(r), r.matches.to_string(), r.hits.to_string()];
+            let when =
+                |r: &Rule| r.nth.map(|n| format!("nth {n}")).or(r.probability.map(|p| format!("p {p}"))).unwrap_or_else(|| "always".into());
+            let row = |r: &Rule| {
+                vec![r.id.to_string(), any(&r.actor), any(&r.message), r.fault.clone(), when(r), r.matches.to_string(), r.hits.to_string()]
+            };
             table(&["RULE", "ACTOR", "MESSAGE", "FAULT", "WHEN", "MATCHES", "HITS"], &rules.iter().map(row).collect::<Vec<_>>());
         }
         Chaos::Add { actor, message, fault, nth, probability, delay_ms } => {
             let fault = fault.to_possible_value().map(|v| v.get_name().to_owned());
-            let rule = json!({"actor": actor, "message": message, "fault": fault, "nth": nth, "probability": probability, "delay_ms": delay_ms});
+            let rule =
+                json!({"actor": actor, "message": message, "fault": fault, "nth": nth, "probability": probability, "delay_ms": delay_ms});
             println!("{}", client.request(Method::POST, "/chaos", rule.to_string())?);
         }
         Chaos::Clear { id } => {

@@ -28,7 +28,8 @@ impl Client {
 
     async fn open(&self, method: Method, path: &str, body: String) -> anyhow::Result<Response<Incoming>> {
         let stream = tokio::net::UnixStream::connect(&self.socket).await;
-        let stream = stream.with_context(|| format!("connect to {}: is the daemon running? (--control names another socket)", self.socket.display()))?;
+        let stream = stream
+            .with_context(|| format!("connect to {}: is the daemon running? (--control names another socket)", self.socket.display()))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "troupe").body(Full::new(Bytes::from(body)))?;
@@ -99,7 +100,10 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) {
     let width = |n: usize| rows.iter().map(|r| r[n].chars().count()).chain([header[n].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().enumerate().map(|(n, cell)| if n + 1 == cells.len() { (*cell).to_owned() } else { format!("{cell:w$}", w = widths[n]) });
+        let padded = cells
+            .iter()
+            .enumerate()
+            .map(|(n, cell)| if n + 1 == cells.len() { (*cell).to_owned() } else { format!("{cell:w$}", w = widths[n]) });
         println!("{}", padded.collect::<Vec<_>>().join("  "));
     };
     line(header.to_vec());

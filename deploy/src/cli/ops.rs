@@ -27,8 +27,12 @@ pub fn run(client: &Client) -> anyhow::Result<()> {
     let Some(mut ops) = client.get::<Vec<Op>>("/ops")? else { return Ok(()) };
     ops.sort_by_key(|o| (o.actor != "-", std::cmp::Reverse(o.age)));
     let dash = |s: &str| if s.is_empty() { "-".to_owned() } else { s.to_owned() };
-    let rows: Vec<Vec<String>> =
-        ops.iter().map(|o| vec![o.id.to_string(), human(o.age), o.name.clone(), o.actor.clone(), dash(&o.step), dash(&o.waiting_on), o.trace_id.clone()]).collect();
+    let rows: Vec<Vec<String>> = ops
+        .iter()
+        .map(|o| {
+            vec![o.id.to_string(), human(o.age), o.name.clone(), o.actor.clone(), dash(&o.step), dash(&o.waiting_on), o.trace_id.clone()]
+        })
+        .collect();
     table(&["OP", "AGE", "NAME", "OWNER", "STEP", "WAITS FOR", "TRACE"], &rows);
     let Some(calls) = client.get::<Vec<Blocking>>("/blocking")? else { return Ok(()) };
     if !calls.is_empty() {

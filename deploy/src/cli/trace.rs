@@ -44,7 +44,8 @@ pub fn run(client: &Client, id: Option<&str>, last: Option<&str>) -> anyhow::Res
 
 fn recent(client: &Client) -> anyhow::Result<()> {
     let Some(roots) = client.get::<Vec<Span>>("/traces")? else { return Ok(()) };
-    let rows: Vec<Vec<String>> = roots.iter().map(|r| vec![r.trace_id.clone(), human(r.duration), r.name.clone(), r.outcome.clone()]).collect();
+    let rows: Vec<Vec<String>> =
+        roots.iter().map(|r| vec![r.trace_id.clone(), human(r.duration), r.name.clone(), r.outcome.clone()]).collect();
     table(&["TRACE", "TOOK", "NAME", "OUTCOME"], &rows);
     Ok(())
 }

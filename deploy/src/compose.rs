@@ -1,0 +1,168 @@
+//! The composition root: every actor gets what it needs, from the bottom up. Nothing else in the house knows all of them.
+use crate::config::schema::{Config, duration};
+use crate::manifest::MANIFEST;
+use kernel::System;
+use messages::{image, sandbox, task};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use troupe_image::registry;
+
+/// Containerd's runc shim, whose work Troupe's own shim does.
+const RUNC_V2: &str = "io.containerd.runc.v2";
+/// Troupe's own.
+const TROUPE_V2: &str = "io.containerd.troupe.v2";
+
+/// What runs.
+pub struct Daemon {
+    /// The kernel.
+    pub system: System,
+    /// Pods and containers.
+    pub pods: Arc<sandbox::View>,
+    /// Images.
+    pub images: Arc<image::View>,
+}
+
+/// Starts all actors.
+pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
+    let plugins = &config.plugins;
+    let options = kernel::Options {
+        threads: plugins.kernel.threads,
+        recorder_spans: plugins.kernel.recorder_spans,
+        watchdog_period: Duration::from_millis(plugins.kernel.watchdog_period_ms.max(100)),
+        chaos_enabled: plugins.chaos.enabled,
+        chaos_seed: plugins.chaos.seed,
+    };
+    let system = System::boot(MANIFEST, options)?;
+    if plugins.chaos.enabled {
+        tracing::warn!(seed = system.chaos().seed(), "fault injection is enabled");
+    }
+    let (root, state) = (Path::new(&config.root), Path::new(&config.state));
+    let store = system.start::<troupe_store::StoreActor>(troupe_store::open(&root.join("troupe.db"))?).await?;
+    let events = system.start::<troupe_events::EventsActor>(troupe_events::Bus::default()).await?;
+    let content = system.start::<troupe_content::ContentActor>(troupe_content::Args::new(root, store.clone())).await?;
+    let default = plugins.images.snapshotter.clone();
+    let snapshots = troupe_snapshot::Args { root: root.into(), default: default.clone(), store: store.clone() };
+    let snapshots = system.start::<troupe_snapshot::SnapshotActor>(snapshots).await?;
+    let network = system.start::<troupe_network::NetworkActor>(network(config, store.clone())).await?;
+    let images = Arc::new(image::View::default());
+    let image_args = troupe_image::Args {
+        registry: registry::Config {
+            dirs: plugins.images.registry.config_path.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect(),
+            progress_timeout: patience(&plugins.images.image_pull_progress_timeout)?,
+            headers: plugins.images.registry.headers.iter().map(|(k, v)| (k.clone(), v.join(", "))).collect(),
+        },
+        downloads: plugins.images.max_concurrent_downloads,
+        snapshotter: default,
+        pinned: plugins.images.pinned_images.values().cloned().collect(),
+        root: root.into(),
+        view: images.clone(),
+        store: store.clone(),
+        events: events.clone(),
+        content: content.clone(),
+        snapshots: snapshots.clone(),
+    };
+    let image = system.start::<troupe_image::ImageActor>(image_args).await?;
+    let tasks = system.start::<troupe_task::Parent>(tasks(config)?).await?;
+    let gc = troupe_gc::Args {
+        store: store.clone(),
+        events: events.clone(),
+        content,
+        snapshots: snapshots.clone(),
+        tracked: Default::default(),
+    };
+    system.start::<troupe_gc::GcActor>(gc).await?;
+    let pods = Arc::new(sandbox::View::default());
+    let sandbox = troupe_sandbox::Args {
+        root: root.into(),
+        state: state.into(),
+        settings: Arc::new(settings(config)),
+        view: pods.clone(),
+        store,
+        events,
+        network,
+        images: image,
+        snapshots,
+        tasks,
+    };
+    system.start::<troupe_sandbox::SandboxActor>(sandbox).await?;
+    Ok(Daemon { system, pods, images })
+}
+
+/// A time-out of zero means none; a day is none enough.
+fn patience(text: &str) -> anyhow::Result<Duration> {
+    let limit = duration("image_pull_progress_timeout", text)?;
+    Ok(if limit.is_zero() { Duration::from_secs(24 * 3600) } else { limit })
+}
+
+fn network(config: &Config, store: kernel::Addr<messages::store::Store>) -> troupe_network::Args {
+    let runtime = &config.plugins.runtime;
+    let mut bin_dirs: Vec<PathBuf> = runtime.cni.bin_dirs.iter().map(PathBuf::from).collect();
+    if !runtime.cni.bin_dir.is_empty() {
+        bin_dirs = vec![runtime.cni.bin_dir.clone().into()];
+    }
+    let under_state = Path::new(&config.state).join("netns");
+    troupe_network::Args {
+        bin_dirs,
+        conf_dir: runtime.cni.conf_dir.clone().into(),
+        max_conf_num: runtime.cni.max_conf_num,
+        netns_dir: if runtime.netns_mounts_under_state_dir { under_state } else { "/var/run/netns".into() },
+        ip_pref: runtime.cni.ip_pref.clone(),
+        plugin_timeout: Duration::from_secs(60),
+        store,
+    }
+}
+
+fn tasks(config: &Config) -> anyhow::Result<troupe_task::Args> {
+    let shim = &config.plugins.shim;
+    let socket_dir = if shim.socket_dir.is_empty() { format!("{}/s", config.state) } else { shim.socket_dir.clone() };
+    let mut timeouts = troupe_task::Timeouts::default();
+    for (name, limit) in [
+        ("io.containerd.timeout.shim.load", &mut timeouts.load),
+        ("io.containerd.timeout.shim.cleanup", &mut timeouts.cleanup),
+        ("io.containerd.timeout.shim.shutdown", &mut timeouts.shutdown),
+        ("io.containerd.timeout.task.state", &mut timeouts.state),
+        ("io.containerd.timeout.metrics.shimstats", &mut timeouts.stats),
+    ] {
+        if let Some(text) = config.timeouts.get(name) {
+            *limit = duration(name, text)?;
+        }
+    }
+    let env = shim.env.iter().filter_map(|e| e.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    Ok(troupe_task::Args {
+        root: config.root.clone().into(),
+        state: config.state.clone().into(),
+        exe: std::env::current_exe()?,
+        grpc_address: config.grpc_address(),
+        ttrpc_address: config.ttrpc_address(),
+        socket_dir: Some(socket_dir.into()),
+        env,
+        debug: matches!(config.debug.level.as_str(), "debug" | "trace"),
+        timeouts,
+    })
+}
+
+fn settings(config: &Config) -> troupe_sandbox::Settings {
+    let runtime = &config.plugins.runtime;
+    let handler = |h: &crate::config::schema::Handler| task::Runtime {
+        name: match (h.runtime_path.as_str(), h.runtime_type.as_str()) {
+            ("", RUNC_V2) => TROUPE_V2.into(),
+            ("", other) => other.into(),
+            (path, _) => path.into(),
+        },
+        binary_name: h.options.binary_name.clone(),
+        systemd_cgroup: h.options.systemd_cgroup,
+        root: if h.options.root.is_empty() { format!("{}/runc", config.state) } else { h.options.root.clone() },
+    };
+    let default = &runtime.containerd.default_runtime_name;
+    troupe_sandbox::Settings {
+        default_handler: default.clone(),
+        runtimes: runtime.containerd.runtimes.iter().map(|(name, h)| (name.clone(), handler(h))).collect(),
+        systemd_cgroup: runtime.containerd.runtimes.get(default).is_some_and(|h| h.options.systemd_cgroup),
+        restrict_oom_score_adj: runtime.restrict_oom_score_adj,
+        unset_seccomp: runtime.unset_seccomp_profile.clone(),
+        unprivileged_ports: runtime.enable_unprivileged_ports,
+        unprivileged_icmp: runtime.enable_unprivileged_icmp,
+        max_log_line: runtime.max_container_log_line_size,
+    }
+}
