@@ -139,6 +139,9 @@ pub fn busybox_layer() -> anyhow::Result<Layer> {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_mode(0o777);
         header.set_size(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
     }
     Ok(layer)
@@ -151,6 +154,8 @@ pub fn put(layer: &mut Layer, path: &str, kind: tar::EntryType, mode: u32, data:
     header.set_mode(mode);
     header.set_size(data.len() as u64);
     header.set_mtime(1_700_000_000);
+    header.set_uid(0);
+    header.set_gid(0);
     layer.append_data(&mut header, path, data).unwrap();
 }
 

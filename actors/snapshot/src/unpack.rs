@@ -127,7 +127,7 @@ impl Unpacker {
         }
         let header = entry.header().clone();
         let mode = header.mode().context("mode")? & 0o7777;
-        let (uid, gid) = (header.uid().context("uid")? as u32, header.gid().context("gid")? as u32);
+        let (uid, gid) = (number(header.uid()) as u32, number(header.gid()) as u32);
         let mtime = header.mtime().unwrap_or(0);
         let Some(name) = path.file_name() else {
             // The root itself.
@@ -232,6 +232,11 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+/// Empty numeric fields mean zero: some writers leave them so.
+fn number(field: std::io::Result<u64>) -> u64 {
+    field.unwrap_or(0)
 }
 
 fn times(mtime: u64) -> Timestamps {

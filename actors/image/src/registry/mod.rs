@@ -185,11 +185,13 @@ impl Repository {
             let _ = done.send((result, writer, tee));
             Ok(())
         });
-        let read = async {
+        let limit = self.config.progress_timeout;
+        // The sender moves in and is dropped with it: that is how the writer learns of the end.
+        let read = async move {
             let mut body = response.bytes_stream();
             let mut total = 0u64;
             loop {
-                match tokio::time::timeout(self.config.progress_timeout, body.next()).await {
+                match tokio::time::timeout(limit, body.next()).await {
                     Ok(Some(Ok(chunk))) => {
                         total += chunk.len() as u64;
                         progress(total);
@@ -200,24 +202,12 @@ impl Repository {
                     Ok(Some(Err(e))) => break Err(Attempt(Fault::unavailable(text(&e)), true, None)),
                     Ok(None) => break Ok(()),
                     Err(_) => {
-                        let limit = self.config.progress_timeout;
                         break Err(Attempt(Fault::deadline_exceeded(format!("no byte for {limit:?}")), true, None));
                     }
                 }
             }
         };
-        let read = async move {
-            let result = read.await;
-            result
-        };
-        // The sender must be dropped with the reader, or the writer never ends.
-        let (written, read) = {
-            let read = async {
-                let result = read.await;
-                result
-            };
-            tokio::join!(written, read)
-        };
+        let (written, read) = tokio::join!(written, read);
         match finished.await {
             Ok((Ok(()), writer, tee)) => (read, Some(writer), tee),
             Ok((Err(e), writer, tee)) => (Err(Attempt(e, false, None)), Some(writer), tee),
