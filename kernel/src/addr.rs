@@ -1,7 +1,7 @@
 //! Addresses are names: valid for ever, across restarts. The mailbox and the state of the entry live here, outside of every generation.
+use crate::cell::Erased;
 use crate::chaos::Rule;
 use crate::cx::Cx;
-use crate::cell::Erased;
 use crate::manifest::Spec;
 use crate::{Fault, Message, Protocol, Result, System};
 use parking_lot::Mutex;

@@ -46,7 +46,13 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub async fn run<T: Send + 'static>(self: &Arc<Self>, cx: &Cx, name: &'static str, limit: Duration, f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    pub async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        cx: &Cx,
+        name: &'static str,
+        limit: Duration,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (pool, actor) = (self.clone(), cx.0.actor.clone());
@@ -118,6 +124,15 @@ impl Pool {
 
     pub fn list(&self) -> Vec<BlockingInfo> {
         let state = self.state.lock();
-        state.running.values().map(|(name, actor, began, abandoned)| BlockingInfo { name, actor: actor.to_string(), age: began.elapsed(), abandoned: *abandoned }).collect()
+        state
+            .running
+            .values()
+            .map(|(name, actor, began, abandoned)| BlockingInfo {
+                name,
+                actor: actor.to_string(),
+                age: began.elapsed(),
+                abandoned: *abandoned,
+            })
+            .collect()
     }
 }

@@ -75,7 +75,15 @@ impl actix::Actor for Host {
 
 /// Starts a generation on this thread (inside its LocalSet).
 pub(crate) fn host<A: Actor>(entry: Arc<Entry>, generation: u64, args: A::Args, cx: Cx, done: tokio::sync::oneshot::Sender<End>) {
-    let pump = Pump::<A> { entry, generation, cx: cx.clone(), state: State::Starting(Box::pin(A::start(args, cx))), routes: A::routes(), ops: FuturesUnordered::new(), spawned: Rc::default() };
+    let pump = Pump::<A> {
+        entry,
+        generation,
+        cx: cx.clone(),
+        state: State::Starting(Box::pin(A::start(args, cx))),
+        routes: A::routes(),
+        ops: FuturesUnordered::new(),
+        spawned: Rc::default(),
+    };
     actix::Actor::start(Host { pump: Some(Box::pin(pump)), done: Some(done) });
 }
 
@@ -226,6 +234,7 @@ fn serve<A: Actor>(env: Env, actor: &mut A, routes: &Routes<A>, me: &Cx, entry: 
     };
     let panics = chaos.as_ref().is_some_and(|c| c.fault == crate::chaos::FaultKind::Panic);
     if panics {
+        #[allow(clippy::panic, reason = "an injected panic is what was asked for")]
         std::panic::panic_any(format!("injected by chaos rule {} at {}", chaos.as_ref().map_or(0, |c| c.id), name));
     }
     match route(actor, body, cx) {

@@ -87,7 +87,9 @@ impl Chaos {
     /// Adds a rule; answers its id. `FailedPrecondition` unless the configuration enables chaos.
     pub fn add(&self, mut rule: Rule) -> Result<u64> {
         if !self.enabled {
-            return Err(Fault::failed_precondition("chaos is not enabled in the configuration ([plugins.\"io.troupe.kernel.v1.chaos\"] enabled = true)"));
+            return Err(Fault::failed_precondition(
+                "chaos is not enabled in the configuration ([plugins.\"io.troupe.kernel.v1.chaos\"] enabled = true)",
+            ));
         }
         let mut state = self.state.lock();
         state.2 += 1;

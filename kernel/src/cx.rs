@@ -125,7 +125,16 @@ impl Cx {
         result
     }
     #[allow(clippy::too_many_arguments, reason = "a span has that many parts")]
-    pub(crate) fn push(&self, kind: SpanKind, parent: u64, name: Cow<'static, str>, start: SystemTime, queue: Duration, took: Duration, error: Option<&Fault>) {
+    pub(crate) fn push(
+        &self,
+        kind: SpanKind,
+        parent: u64,
+        name: Cow<'static, str>,
+        start: SystemTime,
+        queue: Duration,
+        took: Duration,
+        error: Option<&Fault>,
+    ) {
         self.0.system.recorder().push(Raw {
             trace: self.0.trace,
             span: self.0.span,
@@ -149,7 +158,12 @@ impl Cx {
         child.push(SpanKind::Step, self.0.span, Cow::Owned(name), start, Duration::ZERO, took, (!ok).then_some(&failed));
     }
     /// Runs a blocking function on a thread of the kernel: named, listed, abandoned past its limit.
-    pub async fn blocking<T: Send + 'static>(&self, name: &'static str, limit: Duration, f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let limit = self.remaining().map_or(limit, |r| r.min(limit));
         self.0.system.blocking_pool().run(self, name, limit, f).await
     }

@@ -72,9 +72,14 @@ impl Manifest {
     pub fn check(&self) -> Result<()> {
         for spec in self.actors {
             for callee in spec.calls {
-                let target = self.find(callee).ok_or_else(|| Fault::invalid_argument(format!("{} may call {callee}, which does not exist", spec.name)))?;
+                let target = self
+                    .find(callee)
+                    .ok_or_else(|| Fault::invalid_argument(format!("{} may call {callee}, which does not exist", spec.name)))?;
                 if target.layer >= spec.layer {
-                    return Err(Fault::invalid_argument(format!("{} (layer {}) may not call {callee} (layer {}): uphill", spec.name, spec.layer, target.layer)));
+                    return Err(Fault::invalid_argument(format!(
+                        "{} (layer {}) may not call {callee} (layer {}): uphill",
+                        spec.name, spec.layer, target.layer
+                    )));
                 }
             }
             if let Some(parent) = spec.child_of

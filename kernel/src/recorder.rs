@@ -89,7 +89,12 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub fn new(bound: usize) -> Self {
-        Recorder { ring: Mutex::new(VecDeque::with_capacity(bound.min(1024))), bound: bound.max(16), export: Mutex::new(None), dropped: AtomicU64::new(0) }
+        Recorder {
+            ring: Mutex::new(VecDeque::with_capacity(bound.min(1024))),
+            bound: bound.max(16),
+            export: Mutex::new(None),
+            dropped: AtomicU64::new(0),
+        }
     }
     pub fn push(&self, raw: Raw) {
         if let Some(export) = &*self.export.lock()

@@ -3,6 +3,9 @@ use crate::{Cx, Fault, Result};
 use futures::future::{BoxFuture, LocalBoxFuture};
 use serde::{Serialize, de::DeserializeOwned};
 
+/// Records of a journal: id and bytes.
+pub type Rows = Vec<(String, Vec<u8>)>;
+
 /// Where intents are kept.
 pub trait Journal: Send + Sync {
     /// Inserts or replaces; durable when it returns.
@@ -10,7 +13,7 @@ pub trait Journal: Send + Sync {
     /// Removes.
     fn delete<'a>(&'a self, cx: &'a Cx, id: &'a str) -> BoxFuture<'a, Result<()>>;
     /// All whose id begins with `prefix`.
-    fn list<'a>(&'a self, cx: &'a Cx, prefix: &'a str) -> BoxFuture<'a, Result<Vec<(String, Vec<u8>)>>>;
+    fn list<'a>(&'a self, cx: &'a Cx, prefix: &'a str) -> BoxFuture<'a, Result<Rows>>;
 }
 
 /// A function of a step.

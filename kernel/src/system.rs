@@ -71,11 +71,17 @@ impl Metrics {
         let e = |e: prometheus::Error| Fault::internal(e.to_string());
         let buckets = vec![1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0];
         let registry = prometheus::Registry::new();
-        let h = |name: &str, help: &str| prometheus::HistogramVec::new(prometheus::HistogramOpts::new(name, help).buckets(buckets.clone()), &["actor"]);
+        let h = |name: &str, help: &str| {
+            prometheus::HistogramVec::new(prometheus::HistogramOpts::new(name, help).buckets(buckets.clone()), &["actor"])
+        };
         let queue_wait = h("troupe_actor_queue_wait_seconds", "Time of messages in mailboxes.").map_err(e)?;
         let handle = h("troupe_actor_handle_seconds", "Time from taking a message to its answer.").map_err(e)?;
-        let restarts = prometheus::IntCounterVec::new(prometheus::Opts::new("troupe_actor_restarts_total", "Restarts."), &["actor", "reason"]).map_err(e)?;
-        for c in [Box::new(queue_wait.clone()) as Box<dyn prometheus::core::Collector>, Box::new(handle.clone()), Box::new(restarts.clone())] {
+        let restarts =
+            prometheus::IntCounterVec::new(prometheus::Opts::new("troupe_actor_restarts_total", "Restarts."), &["actor", "reason"])
+                .map_err(e)?;
+        for c in
+            [Box::new(queue_wait.clone()) as Box<dyn prometheus::core::Collector>, Box::new(handle.clone()), Box::new(restarts.clone())]
+        {
             registry.register(c).map_err(e)?;
         }
         Ok(Metrics { registry, queue_wait, handle, restarts })
@@ -169,7 +175,10 @@ impl System {
         if from.layer == u8::MAX || from.layer > to.spec.layer {
             return Ok(());
         }
-        Err(Fault::failed_precondition(format!("{} (layer {}) may not call {} (layer {}): requests go downhill", from.actor, from.layer, to.name, to.spec.layer)))
+        Err(Fault::failed_precondition(format!(
+            "{} (layer {}) may not call {} (layer {}): requests go downhill",
+            from.actor, from.layer, to.name, to.spec.layer
+        )))
     }
     /// Address of an actor.
     pub fn addr<P: Protocol>(&self) -> Addr<P> {
@@ -381,7 +390,14 @@ impl System {
 
     pub(crate) fn open_op(&self, name: impl Into<Cow<'static, str>>, actor: Arc<str>, trace: u128) -> Arc<Op> {
         let id = self.0.next_op.fetch_add(1, Ordering::Relaxed);
-        let op = Arc::new(Op { id, name: name.into(), actor, began: Instant::now(), now: Mutex::new((Cow::Borrowed(""), String::new(), trace)), table: Arc::downgrade(&self.0.ops) });
+        let op = Arc::new(Op {
+            id,
+            name: name.into(),
+            actor,
+            began: Instant::now(),
+            now: Mutex::new((Cow::Borrowed(""), String::new(), trace)),
+            table: Arc::downgrade(&self.0.ops),
+        });
         self.0.ops.insert(id, Arc::downgrade(&op));
         op
     }
@@ -452,7 +468,15 @@ impl System {
             .filter_map(|e| e.value().upgrade())
             .map(|op| {
                 let now = op.now.lock();
-                OpInfo { id: op.id, name: op.name.to_string(), actor: op.actor.to_string(), step: now.0.to_string(), waiting_on: now.1.clone(), trace_id: format!("{:032x}", now.2), age: op.began.elapsed() }
+                OpInfo {
+                    id: op.id,
+                    name: op.name.to_string(),
+                    actor: op.actor.to_string(),
+                    step: now.0.to_string(),
+                    waiting_on: now.1.clone(),
+                    trace_id: format!("{:032x}", now.2),
+                    age: op.began.elapsed(),
+                }
             })
             .collect();
         all.sort_by_key(|o| o.id);
@@ -480,7 +504,12 @@ impl System {
     }
     /// Health.
     pub fn health(&self) -> Health {
-        let mut reasons: Vec<String> = self.0.entries.iter().filter_map(|e| if let Phase::Down(why) = &e.phase.borrow().1 { Some(format!("{} is down: {why}", e.name)) } else { None }).collect();
+        let mut reasons: Vec<String> = self
+            .0
+            .entries
+            .iter()
+            .filter_map(|e| if let Phase::Down(why) = &e.phase.borrow().1 { Some(format!("{} is down: {why}", e.name)) } else { None })
+            .collect();
         reasons.extend(self.0.leaked.lock().iter().map(|l| format!("thread given up: {l}")));
         Health { status: if reasons.is_empty() { "ok" } else { "degraded" }, reasons }
     }

@@ -27,6 +27,7 @@ pub struct Daemon {
     pub dir: PathBuf,
     /// Unique tag of this daemon: name of its cgroup, its bridge, its directory.
     pub tag: String,
+    number: u32,
     child: Option<Child>,
 }
 
@@ -43,12 +44,13 @@ pub fn binaries() -> PathBuf {
 impl Daemon {
     /// Writes the configuration and starts `troupe daemon`; answers when its socket serves.
     pub async fn start(options: &Options) -> Result<Daemon> {
-        let tag = format!("trp{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let tag = format!("trp{}x{number}", std::process::id());
         let dir = std::env::temp_dir().join(&tag);
         for sub in ["root", "state", "cni", "logs", "certs", "cnicache"] {
             std::fs::create_dir_all(dir.join(sub))?;
         }
-        let mut daemon = Daemon { dir, tag, child: None };
+        let mut daemon = Daemon { dir, tag, number, child: None };
         daemon.write_configuration(options)?;
         daemon.spawn().await?;
         Ok(daemon)
@@ -87,7 +89,7 @@ enabled = {}
 
     /// A bridge of this daemon's own, addresses of its own, no masquerading: nothing leaves the machine.
     fn network(&self) -> String {
-        let n = std::process::id().wrapping_mul(8).wrapping_add(COUNT.load(Ordering::Relaxed)) % 60_000;
+        let n = std::process::id().wrapping_mul(8).wrapping_add(self.number) % 60_000;
         let subnet = format!("10.{}.{}.0/24", 90 + n / 256 % 100, n % 256);
         serde_json::json!({"cniVersion": "1.0.0", "name": self.tag, "plugins": [{"type": "bridge", "bridge": self.bridge(), "isGateway": true,
             "ipam": {"type": "host-local", "dataDir": self.dir.join("ipam"), "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}]})

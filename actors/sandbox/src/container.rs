@@ -157,7 +157,13 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
         }
         Err(fault) => {
             let cx = cx.without_deadline();
-            let _ = world.args.tasks.call(&cx, task::Delete { id: id.clone() }).await;
+            let deleted = world.args.tasks.call(&cx, task::Delete { id: id.clone() }).await;
+            if fault.class == Class::Unavailable && deleted.is_ok() {
+                // Not the container's fault: a retry may start it.
+                row.phase = Phase::Created;
+                world.save_container(&cx, &row).await?;
+                return Err(fault.context(format!("failed to start container {id}; try again")));
+            }
             row.phase = Phase::Exited;
             row.reason = ("StartError".into(), fault.message.clone());
             row.exit = Some(Exit { code: 128, at_ns: now_ns(), oom: false, witness: "start".into() });
