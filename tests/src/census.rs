@@ -35,6 +35,7 @@ pub fn take(daemon: &crate::daemon::Daemon) -> Census {
     }
 }
 
+#[allow(clippy::ptr_arg, reason = "it is mapped over paths by reference")]
 fn name(path: &PathBuf) -> Option<String> {
     path.file_name().map(|n| n.to_string_lossy().into_owned())
 }

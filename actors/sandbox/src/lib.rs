@@ -201,10 +201,8 @@ async fn status(world: &World, cx: &Cx, verbose: bool) -> Result<cri::StatusResp
     let conditions =
         vec![condition("RuntimeReady", true, "", ""), condition("NetworkReady", network.ready, &network.reason, &network.message)];
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-    let mut handlers: Vec<cri::RuntimeHandler> = vec![cri::RuntimeHandler { name: String::new(), features: Some(features.clone()) }];
-    handlers.extend(
-        world.args.settings.runtimes.keys().map(|name| cri::RuntimeHandler { name: name.clone(), features: Some(features.clone()) }),
-    );
+    let mut handlers: Vec<cri::RuntimeHandler> = vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }];
+    handlers.extend(world.args.settings.runtimes.keys().map(|name| cri::RuntimeHandler { name: name.clone(), features: Some(features) }));
     let mut response = cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         runtime_handlers: handlers,

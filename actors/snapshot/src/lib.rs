@@ -18,10 +18,6 @@ mod apply {
         pub fn unsupported(text: impl Into<String>) -> kernel::Fault {
             kernel::Fault::unimplemented(text)
         }
-        /// The stream broke.
-        pub fn stream(e: std::io::Error) -> kernel::Fault {
-            kernel::Fault::from(e).context("read the layer")
-        }
         /// The system refused.
         pub fn io(what: &str, e: std::io::Error) -> kernel::Fault {
             kernel::Fault::from(e).context(what)

@@ -9,9 +9,6 @@ use kernel::{Class, FaultKind};
 use messages::task::{Adopted, Delete, ExecSync, Kill, RemoveSandbox, Start, State, StopSandbox, TaskState, Wait};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use troupe_kernel as kernel;
-use troupe_messages as messages;
-use troupe_proto as proto;
 
 fn id(s: &str) -> String {
     s.to_owned()

@@ -116,10 +116,11 @@ impl Repository {
                 let Some((mut writer, tee)) = slot.lock().take() else {
                     return Err(Attempt(Fault::internal("the ingest was lost with an abandoned write"), false, None));
                 };
-                if size > 0 && writer.offset() > size {
-                    if let Err(e) = writer.reset() {
-                        return Err(Attempt(e, false, None));
-                    }
+                if size > 0
+                    && writer.offset() > size
+                    && let Err(e) = writer.reset()
+                {
+                    return Err(Attempt(e, false, None));
                 }
                 if size > 0 && writer.offset() == size {
                     *slot.lock() = Some((writer, tee));

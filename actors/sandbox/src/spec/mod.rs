@@ -172,8 +172,7 @@ pub fn build(input: &Input<'_>) -> Result<Value> {
         [config.working_dir.as_str(), input.image.config.pointer("/config/WorkingDir").and_then(Value::as_str).unwrap_or_default(), "/"];
     let cwd = cwd.into_iter().find(|d| !d.is_empty()).unwrap_or("/");
 
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let mut mounts = mounts::base(privileged, v2);
+    let mut mounts = mounts::base(privileged);
     mounts::pod_file(&mut mounts, &config.mounts, "/dev/shm", &input.shm, false);
     mounts::pod_file(&mut mounts, &config.mounts, "/etc/hostname", &input.files.join("hostname"), context.readonly_rootfs);
     mounts::pod_file(&mut mounts, &config.mounts, "/etc/hosts", &input.files.join("hosts"), context.readonly_rootfs);

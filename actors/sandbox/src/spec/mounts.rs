@@ -9,10 +9,9 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
 }
 
 /// Mounts of the base specification.
-pub fn base(privileged: bool, cgroup_v2: bool) -> Vec<Value> {
+pub fn base(privileged: bool) -> Vec<Value> {
     let rw = if privileged { "rw" } else { "ro" };
-    let cgroup =
-        if cgroup_v2 { vec!["nosuid", "noexec", "nodev", "relatime", rw] } else { vec!["nosuid", "noexec", "nodev", "relatime", rw] };
+    let cgroup = ["nosuid", "noexec", "nodev", "relatime", rw];
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),

@@ -77,18 +77,6 @@ pub(crate) fn start(source: Box<dyn Read + Send>, media_type: &str) -> Result<(P
     Ok((Plain { chunks, now: None, at: 0 }, Digesting(digest)))
 }
 
-/// Reads everything and answers digest and size: what decompression and hashing alone cost.
-pub fn measure(source: Box<dyn Read + Send>, media_type: &str) -> Result<(String, u64)> {
-    let (mut plain, digesting) = start(source, media_type)?;
-    loop {
-        let n = plain.fill_buf().map_err(Fail::stream)?.len();
-        if n == 0 {
-            return digesting.finish();
-        }
-        plain.consume(n);
-    }
-}
-
 fn declared(media_type: &str) -> Result<Option<Compression>> {
     let base = media_type.split(';').next().unwrap_or_default().trim();
     if base.ends_with("+encrypted") {

@@ -12,8 +12,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use troupe_kernel as kernel;
-use troupe_messages as messages;
 use troupe_task::{Args, Parent, Timeouts};
 
 type Rows = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
@@ -212,5 +210,3 @@ pub async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
-
-use troupe_proto as proto;
