@@ -1,13 +1,16 @@
 //! `content`: blobs by digest, in containerd's layout on disk (`contracts/core.md` §2.1).
 //!
 //! Owns: `<root>/io.containerd.content.v1.content` and the labels in the store's table `content`. Talks to: `store`. States: which ingests are
-//! being written, outside of generations ([`Args`]). On a crash: partial ingests stay on disk and are resumed by the next `Begin` of their `ref`;
+//! being written and which names are held against the collector, both outside of generations ([`Args`]). On a crash: partial ingests stay on disk and are resumed by the next `Begin` of their `ref`;
 //! a blob is visible only after its bytes, its file and its directory are synced. Spans: hops; reads and deletions are blocking calls by name.
 //! Limits: [`READ_ALL`] bytes for a blob read whole.
+mod holds;
 mod writer;
 
 use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, ResultExt, Routes};
-use messages::content::{Begin, BlobInfo, BlobWriter, Content, Delete, Info, Label, List, ReadAll, SweepIngests};
+use messages::content::{
+    Begin, BeginRound, BlobInfo, BlobWriter, Condemn, Content, Delete, Held, Hold, Info, Label, List, ReadAll, SweepIngests,
+};
 use messages::store::{self, Op, Store, table};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,8 @@ use std::time::{Duration, SystemTime};
 const READ_ALL: u64 = 16 << 20;
 /// A disk that takes longer for a small file is stuck.
 const IO: Duration = Duration::from_secs(30);
+/// A resumed ingest is hashed from its start: 100 GiB on a slow disk.
+const REHASH: Duration = Duration::from_secs(1800);
 
 /// What every generation needs.
 #[derive(Clone)]
@@ -27,12 +32,13 @@ pub struct Args {
     /// The store.
     pub store: Addr<Store>,
     writing: writer::Locks,
+    holds: holds::Holds,
 }
 
 impl Args {
     /// `root` is the daemon's root directory.
     pub fn new(root: &Path, store: Addr<Store>) -> Args {
-        Args { root: root.join("io.containerd.content.v1.content"), store, writing: writer::Locks::default() }
+        Args { root: root.join("io.containerd.content.v1.content"), store, writing: Default::default(), holds: Default::default() }
     }
 }
 
@@ -41,8 +47,8 @@ pub struct ContentActor(Arc<Args>);
 
 /// `sha256:<64 hex>` or an error that names it.
 pub(crate) fn hex(digest: &str) -> Result<&str> {
-    let hex = digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
-    hex.ok_or_else(|| Fault::invalid_argument(format!("digest {digest:?} is not sha256:<64 hex digits>")))
+    let hex = digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+    hex.ok_or_else(|| Fault::invalid_argument(format!("digest {digest:?} is not sha256:<64 lower-case hex digits>")))
 }
 
 impl Args {
@@ -64,9 +70,10 @@ impl Args {
         let row = self.store.call(cx, store::Get { table: table::CONTENT, key: digest.into() }).await?;
         row.map(|r| store::decode(&r)).transpose().map(Option::unwrap_or_default)
     }
-    async fn info(&self, cx: &Cx, digest: &str) -> Result<Option<BlobInfo>> {
+    async fn info(self: &Arc<Self>, cx: &Cx, digest: &str) -> Result<Option<BlobInfo>> {
         let labels = self.labels(cx, digest).await?;
-        self.stat(digest, labels)
+        let (me, digest) = (self.clone(), digest.to_owned());
+        cx.blocking("stat blob", IO, move || me.stat(&digest, labels)).await
     }
 }
 
@@ -80,7 +87,17 @@ impl Actor for ContentActor {
         Ok(ContentActor(Arc::new(args)))
     }
     fn routes() -> Routes<Self> {
-        Routes::new().on::<Info>().on::<List>().on::<ReadAll>().on::<Begin>().on::<Label>().on::<Delete>().on::<SweepIngests>()
+        Routes::new()
+            .on::<Info>()
+            .on::<List>()
+            .on::<ReadAll>()
+            .on::<Begin>()
+            .on::<Label>()
+            .on::<Delete>()
+            .on::<SweepIngests>()
+            .on::<Hold>()
+            .on::<BeginRound>()
+            .on::<Condemn>()
     }
 }
 
@@ -104,6 +121,9 @@ impl Handle<List> for ContentActor {
                 let mut all = Vec::new();
                 for entry in std::fs::read_dir(me.root.join("blobs/sha256")).context("list blobs")? {
                     let digest = format!("sha256:{}", entry?.file_name().to_string_lossy());
+                    if hex(&digest).is_err() {
+                        continue;
+                    }
                     all.extend(me.stat(&digest, labels.remove(&digest).unwrap_or_default())?);
                 }
                 Ok(all)
@@ -116,13 +136,14 @@ impl Handle<List> for ContentActor {
 impl Handle<ReadAll> for ContentActor {
     fn handle(&mut self, m: ReadAll, cx: Cx) -> Reply<Vec<u8>> {
         let me = self.0.clone();
-        Reply::op(async move {
+        let read = move || {
             let info = me.stat(&m.digest, BTreeMap::new())?.ok_or_else(|| Fault::not_found(format!("blob {}", m.digest)))?;
             if info.size > READ_ALL {
                 return Err(Fault::out_of_range(format!("blob {} has {} bytes, more than {READ_ALL}", m.digest, info.size)));
             }
-            cx.blocking("read blob", IO, move || std::fs::read(&info.path).with_context(|| format!("read {}", info.path.display()))).await
-        })
+            std::fs::read(&info.path).with_context(|| format!("read {}", info.path.display()))
+        };
+        Reply::op(async move { cx.blocking("read blob", IO, read).await })
     }
 }
 
@@ -130,13 +151,16 @@ impl Handle<Begin> for ContentActor {
     fn handle(&mut self, m: Begin, cx: Cx) -> Reply<Box<dyn BlobWriter>> {
         let me = self.0.clone();
         Reply::op(async move {
-            let guard = me.writing.clone().lock(&m.ref_).await;
-            if me.stat(&m.digest, BTreeMap::new())?.is_some() {
-                return Err(Fault::already_exists(format!("blob {}", m.digest)));
-            }
             let _ = hex(&m.digest)?;
-            let writer = cx.blocking("open ingest", IO, move || writer::open(&me, &m, guard)).await?;
-            Ok(Box::new(writer) as Box<dyn BlobWriter>)
+            let guard = me.writing.lock(&writer::directory(&me, &m.ref_)).await;
+            let labels = writer::Labels { store: me.store.clone(), cx: cx.without_deadline(), runtime: tokio::runtime::Handle::current() };
+            let open = move || {
+                if me.stat(&m.digest, BTreeMap::new())?.is_some() {
+                    return Err(Fault::already_exists(format!("blob {}", m.digest)));
+                }
+                writer::open(&me, &m, guard, labels)
+            };
+            Ok(Box::new(cx.blocking("open ingest", REHASH, open).await?) as Box<dyn BlobWriter>)
         })
     }
 }
@@ -174,6 +198,25 @@ impl Handle<SweepIngests> for ContentActor {
     fn handle(&mut self, m: SweepIngests, cx: Cx) -> Reply<u64> {
         let me = self.0.clone();
         Reply::op(async move { cx.blocking("sweep ingests", IO, move || writer::sweep(&me, Duration::from_secs(m.older_than_s))).await })
+    }
+}
+
+impl Handle<Hold> for ContentActor {
+    fn handle(&mut self, m: Hold, _: Cx) -> Reply<Box<dyn Held>> {
+        let me = self.0.clone();
+        Reply::op(async move { Ok(me.holds.hold(m.names).await) })
+    }
+}
+
+impl Handle<BeginRound> for ContentActor {
+    fn handle(&mut self, _: BeginRound, _: Cx) -> Reply<u64> {
+        Reply::ok(self.0.holds.begin())
+    }
+}
+
+impl Handle<Condemn> for ContentActor {
+    fn handle(&mut self, m: Condemn, _: Cx) -> Reply<Option<Box<dyn Held>>> {
+        Reply::ok(self.0.holds.condemn(m.round, m.name))
     }
 }
 

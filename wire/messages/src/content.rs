@@ -30,11 +30,11 @@ pub struct BlobInfo {
 pub trait BlobWriter: Send {
     /// Bytes already there (a resumed ingest starts above 0).
     fn offset(&self) -> u64;
-    /// Appends; hashes on the way.
+    /// Appends; hashes on the way. On an error (`ResourceExhausted` when the disk is full) nothing of `bytes` counts; what was written before stays.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
     /// Starts again from nothing (the server did not honour a range).
     fn reset(&mut self) -> Result<()>;
-    /// Verifies digest and size, syncs file and directory, makes the blob visible. `DataLoss` on mismatch: the ingest is removed.
+    /// Verifies digest and size, syncs file and directory, makes the blob visible with `labels`. `DataLoss` on mismatch: the ingest is removed.
     fn commit(self: Box<Self>, labels: BTreeMap<String, String>) -> Result<BlobInfo>;
 }
 
@@ -77,7 +77,27 @@ pub struct Delete {
     /// Digest.
     pub digest: String,
 }
-/// Removes ingests not touched for `older_than_s` seconds.
+/// Something that lasts until it is dropped.
+pub trait Held: Send {}
+/// Keeps names (digests of blobs, chain ids of snapshots) from the collector until the answer is dropped. A name that is being removed at this moment
+/// is waited for: whoever holds first and looks afterwards can rely on what it sees.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// Digests or chain ids.
+    pub names: Vec<String>,
+}
+/// Begins a round of collection, before anything is read that says what is in use. Ends the round before it.
+#[derive(Clone, Debug)]
+pub struct BeginRound;
+/// Asks for a name's removal in a round: `None` if anybody holds it, or held it since the round began. While the answer lives nobody gets hold of it.
+#[derive(Clone, Debug)]
+pub struct Condemn {
+    /// Answer of [`BeginRound`].
+    pub round: u64,
+    /// Digest or chain id.
+    pub name: String,
+}
+/// Removes ingests not touched for `older_than_s` seconds. Those that are being written stay.
 #[derive(Clone, Debug)]
 pub struct SweepIngests {
     /// Age in seconds.
@@ -91,5 +111,8 @@ kernel::messages! { Content = "content" => {
     Begin -> Box<dyn BlobWriter>,
     Label -> BlobInfo as idempotent,
     Delete -> (),
+    Hold -> Box<dyn Held> as idempotent,
+    BeginRound -> u64 as idempotent,
+    Condemn -> Option<Box<dyn Held>> as idempotent,
     SweepIngests -> u64 as idempotent,
 } }
