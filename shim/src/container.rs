@@ -64,6 +64,8 @@ pub struct Container {
     pub paused: bool,
     /// Its PID namespace is its own: its processes end with its init.
     pub own_pids: bool,
+    /// Held by the one who deletes it; a second caller finds it gone.
+    pub deleting: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Waits for a process' end: drains its output, then tells.

@@ -135,6 +135,7 @@ impl Task for Service {
             log: wiring.log.clone(),
             paused: false,
             own_pids,
+            deleting: Arc::default(),
         };
         self.all().insert(m.id.clone(), container.clone());
         self.watch(&m.id, "", pid, wiring, container.init.exit.clone(), container);
@@ -235,6 +236,8 @@ impl Task for Service {
             return Err(fault(Code::FAILED_PRECONDITION, format!("process of container {:?} still runs", m.id)));
         }
         if m.exec_id.is_empty() {
+            let _one = container.deleting.lock().await;
+            self.find(&m.id)?;
             container.runtime.delete(&m.id, &container.bundle).await.map_err(failed("delete"))?;
             mounts::unmount(&container.bundle.join("rootfs")).map_err(failed("unmount the root file system"))?;
             self.all().remove(&m.id);

@@ -141,6 +141,10 @@ impl Pod {
     /// Deletes an ended task; what the shim no longer knows, or cannot be asked for, is deleted here alone.
     pub async fn delete(self: Rc<Self>, cx: Cx, id: String) -> Result<Option<Exit>> {
         let Ok(container) = self.container(&id) else { return Ok(None) };
+        let _one = container.deleting.lock().await;
+        if self.container(&id).is_err() {
+            return Ok(container.ended());
+        }
         if !self.is_gone() {
             let link = self.link(&cx).await?;
             let request = api::DeleteRequest { id: id.clone(), ..Default::default() };

@@ -62,6 +62,8 @@ pub struct Container {
     pub watched: Cell<bool>,
     /// The bus has had its exit.
     pub announced: Cell<bool>,
+    /// Held by the one who deletes: an ended task is deleted by its watcher, and by whoever removes the container.
+    pub deleting: tokio::sync::Mutex<()>,
 }
 
 impl Container {
@@ -75,6 +77,7 @@ impl Container {
             oom: Cell::new(false),
             watched: Cell::new(false),
             announced: Cell::new(false),
+            deleting: tokio::sync::Mutex::new(()),
         })
     }
     /// Its end, if it has ended.
