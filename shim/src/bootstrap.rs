@@ -114,16 +114,11 @@ fn spawn(flags: &Flags, params: Option<&BootstrapParams>, group: &str, socket: &
 /// Cleans up after a server that is gone: kills what runs in the bundle's container, unmounts its root.
 pub fn delete(flags: &Flags) -> io::Result<()> {
     let bundle = if flags.bundle.is_empty() { std::env::current_dir()? } else { PathBuf::from(&flags.bundle) };
-    let (binary, root) = crate::runtime::of_bundle(&bundle);
-    let _ = Command::new(&binary)
-        .arg("--root")
-        .arg(root)
-        .args(["delete", "--force", &flags.id])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    // What cannot be deleted now shows in the daemon's census; the mount goes in any case.
+    let deleted = crate::runtime::delete_orphan(&bundle, &flags.id);
     crate::mounts::unmount(&bundle.join("rootfs"))?;
     let response =
         proto::task::DeleteResponse { exit_status: 137, exited_at: Some(std::time::SystemTime::now().into()), ..Default::default() };
-    io::stdout().write_all(&response.encode_to_vec())
+    io::stdout().write_all(&response.encode_to_vec())?;
+    deleted
 }

@@ -1,23 +1,12 @@
 //! Processes of a container: its init and execs.
 use crate::cgroup::Cgroup;
-use crate::io::{Log, Wiring};
+use crate::io::{Streamed, Targets, Wiring};
 use crate::reaper::Exit;
 use crate::runtime::Runtime;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// Where its streams go.
-#[derive(Clone, Default)]
-pub struct Targets {
-    /// FIFO or empty.
-    pub stdin: String,
-    /// FIFO, file or log.
-    pub stdout: String,
-    /// The same.
-    pub stderr: String,
-}
 
 /// One process.
 #[derive(Clone)]
@@ -28,6 +17,8 @@ pub struct Process {
     pub started: bool,
     /// Streams.
     pub targets: Targets,
+    /// Its streams while it runs.
+    pub streamed: Streamed,
     /// OCI process of an exec.
     pub spec: Vec<u8>,
     /// Its end.
@@ -37,7 +28,7 @@ pub struct Process {
 impl Process {
     /// Not started yet.
     pub fn new(targets: Targets, spec: Vec<u8>) -> Process {
-        Process { pid: 0, started: false, targets, spec, exit: watch::channel(None).0 }
+        Process { pid: 0, started: false, targets, streamed: Streamed::default(), spec, exit: watch::channel(None).0 }
     }
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Exit> {
@@ -58,8 +49,6 @@ pub struct Container {
     pub execs: BTreeMap<String, Process>,
     /// Its cgroup.
     pub cgroup: Cgroup,
-    /// Its log.
-    pub log: Option<Arc<Log>>,
     /// Paused.
     pub paused: bool,
     /// Its PID namespace is its own: its processes end with its init.

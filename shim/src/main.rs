@@ -5,15 +5,19 @@
 //! somebody asks. On its own crash: the daemon runs its `delete` action, which kills and cleans. Limits: one thread, bounded logs and queues.
 mod bootstrap;
 mod cgroup;
+mod console;
 mod container;
+mod engine;
 mod events;
 mod io;
+mod log;
 mod mounts;
 mod reaper;
 mod runtime;
 mod sandbox;
 mod server;
 mod service;
+mod spans;
 mod sys;
 
 fn main() {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 /// Serves until it is told to shut down.
 pub fn serve(flags: &Flags) -> io::Result<()> {
     sys::prepare();
+    let engine = crate::engine::Engine::fork()?;
     let listener = sys::take_listener();
     listener.set_nonblocking(true)?;
     let runtime =
@@ -15,7 +16,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         let reaper = reaper::Reaper::start()?;
         let events = events::Publisher::start(&flags.namespace, std::env::var("TTRPC_ADDRESS").ok());
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
-        let service = Arc::new(service::Service::new(flags, reaper, events, stop));
+        let service = Arc::new(service::Service::new(flags, engine, reaper, events, stop));
         let mut routes = proto::task::serve_both(service.clone());
         routes.extend(proto::sandbox::serve(service.clone()));
         routes.extend(proto::shim::serve(service));

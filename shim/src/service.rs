@@ -1,22 +1,27 @@
-//! The services: task (v2 and v3), sandbox, and the private one.
+//! The task service (v2 and v3). The sandbox service and the private one are in [`pod`].
 use crate::bootstrap::Flags;
 use crate::cgroup::Cgroup;
-use crate::container::{Container, Process, Targets, follow};
+use crate::container::{Container, Process, follow};
+use crate::engine::Engine;
 use crate::events::Publisher;
-use crate::io::Wiring;
+use crate::io::{Targets, Wiring};
 use crate::reaper::{Exit, Reaper};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Wish};
 use crate::sandbox::Sandbox;
+use crate::spans::{Origin, Spans};
 use crate::{mounts, sys};
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::task::*;
 use proto::ttrpc::{Code, Result};
-use proto::{events, sandbox as sb, shim as own, types};
+use proto::{events, types};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+
+mod pod;
 
 /// State of the server.
 pub struct Service {
@@ -24,8 +29,10 @@ pub struct Service {
     containers: Mutex<BTreeMap<String, Container>>,
     sandbox: Mutex<Option<Sandbox>>,
     stopped: watch::Sender<Option<Exit>>,
+    engine: Engine,
     reaper: Reaper,
     events: Arc<Publisher>,
+    spans: Spans,
     stop: watch::Sender<bool>,
 }
 
@@ -39,14 +46,16 @@ fn missing(id: &str) -> proto::ttrpc::Error {
 
 impl Service {
     /// A server without containers.
-    pub fn new(flags: &Flags, reaper: Reaper, events: Publisher, stop: watch::Sender<bool>) -> Service {
+    pub fn new(flags: &Flags, engine: Engine, reaper: Reaper, events: Publisher, stop: watch::Sender<bool>) -> Service {
         Service {
             namespace: flags.namespace.clone(),
             containers: Mutex::default(),
             sandbox: Mutex::default(),
             stopped: watch::channel(None).0,
+            engine,
             reaper,
             events: Arc::new(events),
+            spans: Spans::default(),
             stop,
         }
     }
@@ -64,9 +73,6 @@ impl Service {
         let process = if exec_id.is_empty() { Some(container.init.clone()) } else { container.execs.get(exec_id).cloned() };
         let process = process.ok_or_else(|| fault(Code::NOT_FOUND, format!("process {exec_id:?} of container {id:?}: not found")))?;
         Ok((container, process))
-    }
-    fn options(request: &CreateTaskRequest) -> proto::runc_options::Options {
-        request.options.as_ref().and_then(proto::from_any).unwrap_or_default()
     }
     /// Watches a started process to its end.
     fn watch(&self, id: &str, exec_id: &str, pid: u32, wiring: Wiring, tell: watch::Sender<Option<Exit>>, container: Container) {
@@ -93,23 +99,26 @@ impl Service {
 
 #[async_trait]
 impl Task for Service {
-    async fn create(&self, _: &Context, m: CreateTaskRequest) -> Result<CreateTaskResponse> {
+    async fn create(&self, cx: &Context, m: CreateTaskRequest) -> Result<CreateTaskResponse> {
         if self.all().contains_key(&m.id) {
             return Err(fault(Code::ALREADY_EXISTS, format!("container {:?} exists", m.id)));
         }
-        if m.terminal {
-            return Err(fault(Code::UNIMPLEMENTED, "terminals are not built yet"));
-        }
-        let options = Self::options(&m);
-        let runtime = Runtime::new(&options.binary_name, &options.root, options.systemd_cgroup, &self.namespace, self.reaper.clone());
+        let origin = Origin::of(cx);
         let (bundle, rootfs) = (PathBuf::from(&m.bundle), PathBuf::from(&m.bundle).join("rootfs"));
-        mounts::mount_all(&m.rootfs, &rootfs)
-            .map_err(failed("mount the root file system"))
-            .inspect_err(|_| drop(mounts::unmount(&rootfs)))?;
+        let text = std::fs::read(bundle.join("config.json")).map_err(failed("read config.json"))?;
+        let config: Value = serde_json::from_slice(&text).map_err(|e| fault(Code::INVALID_ARGUMENT, format!("config.json: {e}")))?;
+        let options: proto::runc_options::Options = m.options.as_ref().and_then(proto::from_any).unwrap_or_default();
+        let wish = Wish { binary: &options.binary_name, root: &options.root, systemd: options.systemd_cgroup, namespace: &self.namespace };
+        let runtime = Runtime::choose(&wish, &config, &self.engine, self.reaper.clone());
+        let mounting = async { mounts::mount_all(&m.rootfs, &rootfs) };
+        let mounted = self.spans.time(&origin, "mount rootfs", &m.id, mounting).await;
+        mounted.map_err(failed("mount the root file system")).inspect_err(|_| drop(mounts::unmount(&rootfs)))?;
+        let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
         let made = async {
-            let mut wiring = Wiring::open(&m.stdin, &m.stdout, &m.stderr)?;
-            let streams = wiring.streams.take().ok_or_else(|| std::io::Error::other("streams are used up"))?;
-            let pid = runtime.create(&m.id, &bundle, streams).await?;
+            let mut wiring = Wiring::open(&targets)?;
+            let io = wiring.child.take().ok_or_else(|| std::io::Error::other("streams are used up"))?;
+            let pid = self.spans.time(&origin, "runtime.create", &m.id, runtime.create(&m.id, &bundle, io)).await?;
+            wiring.connect()?;
             std::io::Result::Ok((pid, wiring))
         };
         let (pid, wiring) = match made.await {
@@ -120,23 +129,11 @@ impl Task for Service {
                 return Err(fault(Code::UNKNOWN, format!("create container {}: {e}", m.id)));
             }
         };
-        let config: serde_json::Value =
-            std::fs::read(bundle.join("config.json")).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
         let spaces = config.pointer("/linux/namespaces").and_then(|n| n.as_array()).cloned().unwrap_or_default();
         let own_pids = spaces.iter().any(|n| n["type"] == "pid" && n.get("path").is_none_or(|p| p == ""));
-        let targets = Targets { stdin: m.stdin.clone(), stdout: m.stdout.clone(), stderr: m.stderr.clone() };
-        let init = Process { pid, ..Process::new(targets, vec![]) };
-        let container = Container {
-            bundle,
-            runtime,
-            init,
-            execs: BTreeMap::new(),
-            cgroup: Cgroup::of(pid),
-            log: wiring.log.clone(),
-            paused: false,
-            own_pids,
-            deleting: Arc::default(),
-        };
+        let init = Process { pid, streamed: wiring.streamed.clone(), ..Process::new(targets, vec![]) };
+        let (execs, cgroup) = (BTreeMap::new(), Cgroup::of(pid));
+        let container = Container { bundle, runtime, init, execs, cgroup, paused: false, own_pids, deleting: Arc::default() };
         self.all().insert(m.id.clone(), container.clone());
         self.watch(&m.id, "", pid, wiring, container.init.exit.clone(), container);
         self.events
@@ -144,10 +141,12 @@ impl Task for Service {
         Ok(CreateTaskResponse { pid })
     }
 
-    async fn start(&self, _: &Context, m: StartRequest) -> Result<StartResponse> {
+    async fn start(&self, cx: &Context, m: StartRequest) -> Result<StartResponse> {
         let (container, process) = self.process(&m.id, &m.exec_id)?;
+        let origin = Origin::of(cx);
         if m.exec_id.is_empty() {
-            container.runtime.start(&m.id, &container.bundle).await.map_err(failed("start"))?;
+            let starting = container.runtime.start(&m.id, &container.bundle);
+            self.spans.time(&origin, "runtime.start", &m.id, starting).await.map_err(failed("start"))?;
             if let Some(c) = self.all().get_mut(&m.id) {
                 c.init.started = true;
             }
@@ -157,12 +156,13 @@ impl Task for Service {
         if container.init.ended().is_some() {
             return Err(fault(Code::FAILED_PRECONDITION, format!("container {:?} has ended", m.id)));
         }
-        let t = &process.targets;
-        let mut wiring = Wiring::open(&t.stdin, &t.stdout, &t.stderr).map_err(failed("open the streams"))?;
-        let Some(streams) = wiring.streams.take() else { return Err(fault(Code::INTERNAL, "streams are used up")) };
-        let pid = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, streams).await.map_err(failed("exec"))?;
+        let mut wiring = Wiring::open(&process.targets).map_err(failed("open the streams"))?;
+        let Some(io) = wiring.child.take() else { return Err(fault(Code::INTERNAL, "streams are used up")) };
+        let running = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, io);
+        let pid = self.spans.time(&origin, "runtime.exec", &m.id, running).await.map_err(failed("exec"))?;
+        wiring.connect().map_err(failed("take the terminal over"))?;
         if let Some(p) = self.all().get_mut(&m.id).and_then(|c| c.execs.get_mut(&m.exec_id)) {
-            (p.pid, p.started) = (pid, true);
+            (p.pid, p.started, p.streamed) = (pid, true, wiring.streamed.clone());
         }
         self.watch(&m.id, &m.exec_id, pid, wiring, process.exit.clone(), container);
         self.events.publish("/tasks/exec-started", proto::any(&events::TaskExecStarted { container_id: m.id, exec_id: m.exec_id, pid }));
@@ -170,15 +170,12 @@ impl Task for Service {
     }
 
     async fn exec(&self, _: &Context, m: ExecProcessRequest) -> Result<()> {
-        if m.terminal {
-            return Err(fault(Code::UNIMPLEMENTED, "terminals are not built yet"));
-        }
         let mut all = self.all();
         let container = all.get_mut(&m.id).ok_or_else(|| missing(&m.id))?;
         if container.execs.contains_key(&m.exec_id) {
             return Err(fault(Code::ALREADY_EXISTS, format!("process {:?} exists", m.exec_id)));
         }
-        let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr };
+        let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
         container.execs.insert(m.exec_id.clone(), Process::new(targets, m.spec.unwrap_or_default().value));
         self.events.publish("/tasks/exec-added", proto::any(&events::TaskExecAdded { container_id: m.id, exec_id: m.exec_id }));
         Ok(())
@@ -201,7 +198,7 @@ impl Task for Service {
             stdin: process.targets.stdin,
             stdout: process.targets.stdout,
             stderr: process.targets.stderr,
-            terminal: false,
+            terminal: process.targets.terminal,
             exit_status: ended.map_or(0, |e| e.code),
             exited_at: ended.map(|e| e.at.into()),
             exec_id: m.exec_id,
@@ -273,8 +270,17 @@ impl Task for Service {
         self.freeze(&m.id, false).await
     }
 
-    async fn close_io(&self, _: &Context, _: CloseIoRequest) -> Result<()> {
+    async fn close_io(&self, _: &Context, m: CloseIoRequest) -> Result<()> {
+        let (_, process) = self.process(&m.id, &m.exec_id)?;
+        if m.stdin {
+            process.streamed.close_input().await;
+        }
         Ok(())
+    }
+
+    async fn resize_pty(&self, _: &Context, m: ResizePtyRequest) -> Result<()> {
+        let (_, process) = self.process(&m.id, &m.exec_id)?;
+        process.streamed.resize(m.width, m.height).map_err(failed("resize the terminal"))
     }
 
     async fn update(&self, _: &Context, m: UpdateTaskRequest) -> Result<()> {
@@ -308,92 +314,5 @@ impl Service {
             c.paused = pause;
         }
         Ok(())
-    }
-    /// Kills every container and the pod's init, and waits for their ends.
-    async fn halt(&self) {
-        let all: Vec<Container> = self.all().values().cloned().collect();
-        for c in all.iter().filter(|c| c.init.ended().is_none()) {
-            c.cgroup.processes().into_iter().for_each(|p| drop(sys::kill(p, libc::SIGKILL as u32)));
-            let _ = sys::kill(c.init.pid, libc::SIGKILL as u32);
-        }
-        for c in all {
-            let mut told = c.init.exit.subscribe();
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), told.wait_for(Option::is_some)).await;
-        }
-        let init = self.pod().as_mut().and_then(|p| p.init.take());
-        if let Some(init) = init {
-            let _ = sys::kill(init, libc::SIGKILL as u32);
-            let _ = self.reaper.wait(init).await;
-        }
-        self.stopped.send_replace(Some(Exit { code: 0, at: std::time::SystemTime::now() }));
-    }
-}
-
-#[async_trait]
-impl sb::Sandbox for Service {
-    async fn create_sandbox(&self, _: &Context, m: sb::CreateSandboxRequest) -> Result<sb::CreateSandboxResponse> {
-        let wish = m.options.map(|o| o.value).unwrap_or_default();
-        let wish = serde_json::from_slice(&wish).map_err(|e| fault(Code::INVALID_ARGUMENT, format!("options: {e}")))?;
-        let made = Sandbox::make(&wish).map_err(failed("make the pod's namespaces"))?;
-        *self.pod() = Some(made);
-        Ok(sb::CreateSandboxResponse::default())
-    }
-
-    async fn start_sandbox(&self, _: &Context, _: sb::StartSandboxRequest) -> Result<sb::StartSandboxResponse> {
-        let pod = self.pod();
-        let pod = pod.as_ref().ok_or_else(|| fault(Code::NOT_FOUND, "no sandbox"))?;
-        Ok(sb::StartSandboxResponse {
-            pid: pod.init.unwrap_or_else(std::process::id),
-            created_at: Some(pod.at.into()),
-            ..Default::default()
-        })
-    }
-
-    async fn platform(&self, _: &Context, _: sb::PlatformRequest) -> Result<sb::PlatformResponse> {
-        let platform = types::Platform { os: "linux".into(), architecture: std::env::consts::ARCH.into(), ..Default::default() };
-        Ok(sb::PlatformResponse { platform: Some(platform) })
-    }
-
-    async fn stop_sandbox(&self, _: &Context, _: sb::StopSandboxRequest) -> Result<sb::StopSandboxResponse> {
-        self.halt().await;
-        Ok(sb::StopSandboxResponse::default())
-    }
-
-    async fn wait_sandbox(&self, _: &Context, _: sb::WaitSandboxRequest) -> Result<sb::WaitSandboxResponse> {
-        let mut told = self.stopped.subscribe();
-        let exit = told.wait_for(Option::is_some).await.ok().and_then(|e| *e);
-        Ok(sb::WaitSandboxResponse { exit_status: exit.map_or(0, |e| e.code), exited_at: exit.map(|e| e.at.into()) })
-    }
-
-    async fn sandbox_status(&self, _: &Context, m: sb::SandboxStatusRequest) -> Result<sb::SandboxStatusResponse> {
-        let pod = self.pod();
-        let pod = pod.as_ref().ok_or_else(|| fault(Code::NOT_FOUND, "no sandbox"))?;
-        let state = if self.stopped.borrow().is_some() { "SANDBOX_NOTREADY" } else { "SANDBOX_READY" };
-        Ok(sb::SandboxStatusResponse {
-            sandbox_id: m.sandbox_id,
-            pid: pod.init.unwrap_or_else(std::process::id),
-            state: state.into(),
-            info: pod.paths().into_iter().collect(),
-            created_at: Some(pod.at.into()),
-            ..Default::default()
-        })
-    }
-
-    async fn ping_sandbox(&self, _: &Context, _: sb::PingRequest) -> Result<sb::PingResponse> {
-        Ok(sb::PingResponse::default())
-    }
-
-    async fn shutdown_sandbox(&self, _: &Context, _: sb::ShutdownSandboxRequest) -> Result<sb::ShutdownSandboxResponse> {
-        self.halt().await;
-        self.stop.send_replace(true);
-        Ok(sb::ShutdownSandboxResponse::default())
-    }
-}
-
-#[async_trait]
-impl own::Shim for Service {
-    async fn reopen_log(&self, _: &Context, m: own::ReopenLogRequest) -> Result<()> {
-        let container = self.find(&m.container_id)?;
-        container.log.map_or(Ok(()), |log| log.reopen()).map_err(failed("reopen the log"))
     }
 }

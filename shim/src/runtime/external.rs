@@ -1,46 +1,24 @@
-//! The runtime: what makes and steers containers. Nothing outside this file knows which one it is.
-//!
-//! Now: a runc-compatible binary. The embedded engine on libcontainer comes beside it behind the same functions (it needs a single-threaded
-//! process of its own: `contracts/crates.md` §4).
+//! A runc-compatible binary, run for each step.
+use super::{ChildIo, note};
 use crate::reaper::{Exit, Reaper};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tokio::sync::oneshot;
 
-/// A process' three streams, as descriptors for the child.
-pub struct Streams {
-    /// Standard input.
-    pub stdin: Stdio,
-    /// Standard output.
-    pub stdout: Stdio,
-    /// Standard error.
-    pub stderr: Stdio,
-}
-
 /// A runc-compatible binary.
 #[derive(Clone)]
-pub struct Runtime {
+pub struct External {
     binary: String,
     root: PathBuf,
     systemd: bool,
     reaper: Reaper,
 }
 
-/// Binary and state directory noted in a bundle, for its `delete`.
-pub fn of_bundle(bundle: &Path) -> (String, PathBuf) {
-    let text = std::fs::read_to_string(bundle.join("runtime")).unwrap_or_default();
-    let (binary, root) = text.split_once('\n').unwrap_or(("runc", "/run/troupe/runc"));
-    (binary.to_owned(), root.trim().into())
-}
-
-impl Runtime {
-    /// `binary` empty = `runc`; `root` empty = a directory of the namespace.
-    pub fn new(binary: &str, root: &str, systemd: bool, namespace: &str, reaper: Reaper) -> Runtime {
-        let binary = if binary.is_empty() { "runc" } else { binary }.to_owned();
-        let root = if root.is_empty() { "/run/troupe/runc" } else { root };
-        Runtime { binary, root: Path::new(root).join(namespace), systemd, reaper }
+impl External {
+    /// Over `root`, the directory of its state.
+    pub fn new(binary: &str, root: &Path, systemd: bool, reaper: Reaper) -> External {
+        External { binary: binary.into(), root: root.into(), systemd, reaper }
     }
 
     fn command(&self, log: &Path) -> Command {
@@ -53,14 +31,14 @@ impl Runtime {
     }
 
     /// Runs a command to its end. Its error text is the last error of its log, or what it printed.
-    async fn run(&self, mut command: Command, log: &Path, streams: Option<Streams>) -> io::Result<()> {
+    async fn run(&self, mut command: Command, log: &Path, io: Option<ChildIo>) -> io::Result<()> {
         let what = format!("{command:?}");
         let mut reader = None;
-        match streams {
-            Some(s) => {
+        match io {
+            Some(ChildIo::Streams(s)) => {
                 command.stdin(s.stdin).stdout(s.stdout).stderr(s.stderr);
             }
-            None => {
+            Some(ChildIo::Terminal(_)) | None => {
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
             }
         }
@@ -86,13 +64,15 @@ impl Runtime {
     }
 
     /// Creates a container; answers the pid of its init.
-    pub async fn create(&self, id: &str, bundle: &Path, streams: Streams) -> io::Result<u32> {
+    pub async fn create(&self, id: &str, bundle: &Path, io: ChildIo) -> io::Result<u32> {
         std::fs::create_dir_all(&self.root)?;
-        std::fs::write(bundle.join("runtime"), format!("{}\n{}\n", self.binary, self.root.display()))?;
+        note(bundle, &self.binary, &self.root, self.systemd)?;
         let (log, pid_file) = (bundle.join("log.json"), bundle.join("init.pid"));
         let mut command = self.command(&log);
-        command.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file).arg(id);
-        self.run(command, &log, Some(streams)).await?;
+        command.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
+        console(&mut command, &io);
+        command.arg(id);
+        self.run(command, &log, Some(io)).await?;
         read_pid(&pid_file)
     }
 
@@ -105,13 +85,15 @@ impl Runtime {
     }
 
     /// Starts a further process; answers its pid.
-    pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], streams: Streams) -> io::Result<u32> {
+    pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], io: ChildIo) -> io::Result<u32> {
         let (file, pid_file, log) =
             (bundle.join(format!("{exec_id}.json")), bundle.join(format!("{exec_id}.pid")), bundle.join(format!("{exec_id}.log")));
         std::fs::write(&file, process)?;
         let mut command = self.command(&log);
-        command.args(["exec", "--detach", "--process"]).arg(&file).arg("--pid-file").arg(&pid_file).arg(id);
-        let done = self.run(command, &log, Some(streams)).await;
+        command.args(["exec", "--detach", "--process"]).arg(&file).arg("--pid-file").arg(&pid_file);
+        console(&mut command, &io);
+        command.arg(id);
+        let done = self.run(command, &log, Some(io)).await;
         let pid = done.and_then(|()| read_pid(&pid_file));
         for path in [file, pid_file, log] {
             let _ = std::fs::remove_file(path);
@@ -151,7 +133,8 @@ fn read_pid(path: &Path) -> io::Result<u32> {
     std::fs::read_to_string(path)?.trim().parse().map_err(|e| io::Error::other(format!("{}: {e}", path.display())))
 }
 
-/// A stream from an owned descriptor.
-pub fn stream(fd: OwnedFd) -> Stdio {
-    Stdio::from(fd)
+fn console(command: &mut Command, io: &ChildIo) {
+    if let ChildIo::Terminal(socket) = io {
+        command.arg("--console-socket").arg(socket);
+    }
 }

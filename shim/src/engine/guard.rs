@@ -1,0 +1,81 @@
+//! What libcontainer 0.7 leaves out, put right around it: an exec'd process runs under its container's seccomp profile too, and `noNewPrivileges:
+//! false` means the same as none.
+use libcontainer::capabilities::drop_privileges;
+use libcontainer::oci_spec::runtime::{Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxSeccomp, Process, Spec};
+use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError, default};
+use serde_json::Value;
+use std::io;
+use std::path::Path;
+
+/// Removes `noNewPrivileges: false` from a bundle: libcontainer takes its presence for a yes when it orders seccomp and capabilities.
+pub fn normalise(bundle: &Path) -> io::Result<()> {
+    let path = bundle.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let process = config.get_mut("process").and_then(Value::as_object_mut);
+    if let Some(process) = process.filter(|p| p.get("noNewPrivileges") == Some(&Value::Bool(false))) {
+        process.remove("noNewPrivileges");
+        std::fs::write(&path, config.to_string())?;
+    }
+    Ok(())
+}
+
+/// Loads the filter as the last thing before the program, and then drops what loading it needed.
+#[derive(Clone)]
+pub struct Guard {
+    seccomp: LinuxSeccomp,
+    wanted: Option<LinuxCapabilities>,
+}
+
+impl Guard {
+    /// For a process to be run in the container of `bundle`. Without `noNewPrivileges` a filter needs CAP_SYS_ADMIN, so the process file gets that
+    /// (and CAP_SETPCAP, to give it up again) for the way to [`Executor::exec`]. `None` when the container has no filter.
+    pub fn for_exec(bundle: &Path, file: &Path) -> io::Result<Option<Guard>> {
+        let config: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json"))?)?;
+        let Some(seccomp) = config.pointer("/linux/seccomp").filter(|s| !s.is_null()) else { return Ok(None) };
+        let seccomp = serde_json::from_value(seccomp.clone())?;
+        let mut process: Process = serde_json::from_slice(&std::fs::read(file)?)?;
+        if process.no_new_privileges() == Some(true) {
+            return Ok(Some(Guard { seccomp, wanted: None }));
+        }
+        process.set_no_new_privileges(None);
+        let of = |set: &Option<std::collections::HashSet<Capability>>| set.clone().unwrap_or_default();
+        let given = process.capabilities().clone();
+        let given = given.as_ref();
+        let set =
+            |pick: fn(&LinuxCapabilities) -> &Option<std::collections::HashSet<Capability>>| given.map(|c| of(pick(c))).unwrap_or_default();
+        let build = |more: &[Capability]| {
+            let with = |mut all: std::collections::HashSet<Capability>| {
+                all.extend(more.iter().copied());
+                all
+            };
+            LinuxCapabilitiesBuilder::default()
+                .bounding(with(set(LinuxCapabilities::bounding)))
+                .effective(with(set(LinuxCapabilities::effective)))
+                .permitted(with(set(LinuxCapabilities::permitted)))
+                .inheritable(set(LinuxCapabilities::inheritable))
+                .ambient(set(LinuxCapabilities::ambient))
+                .build()
+                .map_err(io::Error::other)
+        };
+        let wanted = build(&[])?;
+        process.set_capabilities(Some(build(&[Capability::SysAdmin, Capability::Setpcap])?));
+        std::fs::write(file, serde_json::to_vec(&process)?)?;
+        Ok(Some(Guard { seccomp, wanted: Some(wanted) }))
+    }
+}
+
+impl Executor for Guard {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let failed = |what: &str, e: &dyn std::error::Error| ExecutorError::Other(format!("{what}: {e}"));
+        initialize_seccomp(&self.seccomp).map_err(|e| failed("seccomp", &e))?;
+        if let Some(wanted) = &self.wanted {
+            drop_privileges(wanted, create_syscall().as_ref()).map_err(|e| failed("capabilities", &e))?;
+        }
+        default::get_executor().exec(spec)
+    }
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        default::get_executor().validate(spec)
+    }
+}

@@ -1,0 +1,94 @@
+//! The steps, each in a worker of the engine's process.
+use super::{Request, guard};
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+fn told(error: impl std::error::Error) -> io::Error {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(s) = source {
+        let more = s.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = s.source();
+    }
+    io::Error::other(text)
+}
+
+/// One step, in a worker.
+pub fn work(body: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<u32> {
+    let request = Request::decode(body)?;
+    match request.step.as_str() {
+        "create" => {
+            guard::normalise(&request.bundle)?;
+            let container = builder(&request, &mut fds)?.as_init(&request.bundle).with_systemd(request.systemd).with_detach(true);
+            let container = container.build().map_err(told)?;
+            Ok(container.pid().map_or(0, |p| p.as_raw() as u32))
+        }
+        "exec" => {
+            let file = request.file.clone().ok_or_else(|| io::Error::other("no process"))?;
+            let mut builder = builder(&request, &mut fds)?;
+            if let Some(guard) = guard::Guard::for_exec(&request.bundle, &file)? {
+                builder = builder.with_executor(guard);
+            }
+            let process = builder.as_tenant().with_detach(true).with_process(Some(file));
+            Ok(process.build().map_err(told)?.as_raw() as u32)
+        }
+        "start" => load(&request)?.start().map_err(told).map(|()| 0),
+        "pause" => load(&request)?.pause().map_err(told).map(|()| 0),
+        "resume" => load(&request)?.resume().map_err(told).map(|()| 0),
+        "delete" => delete(&request.root, &request.id).map(|()| 0),
+        "update" => update(&request).map(|()| 0),
+        other => Err(io::Error::other(format!("the engine knows no step {other:?}"))),
+    }
+}
+
+fn builder(request: &Request, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<ContainerBuilder> {
+    let builder = ContainerBuilder::new(request.id.clone(), SyscallType::default()).with_root_path(&request.root).map_err(told)?;
+    if request.console.is_some() {
+        return Ok(builder.with_console_socket(request.console.clone()));
+    }
+    match (fds.next(), fds.next(), fds.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => Ok(builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr)),
+        _ => Err(io::Error::other("the streams are missing")),
+    }
+}
+
+fn load(request: &Request) -> io::Result<Container> {
+    Container::load(request.root.join(&request.id)).map_err(told)
+}
+
+/// Deletes a container, killing what is left of it. For a process of one thread.
+pub fn delete(root: &Path, id: &str) -> io::Result<()> {
+    let dir = root.join(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    match Container::load(dir.clone()) {
+        Ok(mut container) => container.delete(true).map_err(told),
+        // A crash between the directory and the state: nothing was made yet.
+        Err(_) => std::fs::remove_dir_all(dir),
+    }
+}
+
+fn update(request: &Request) -> io::Result<()> {
+    let file = request.file.as_ref().ok_or_else(|| io::Error::other("no resources"))?;
+    let mut text = String::new();
+    std::fs::File::open(file)?.read_to_string(&mut text)?;
+    let resources: libcontainer::oci_spec::runtime::LinuxResources = serde_json::from_str(&text)?;
+    let config = load(request)?.spec().map_err(told)?;
+    let cgroup = libcgroups::common::CgroupConfig {
+        cgroup_path: config.cgroup_path.clone(),
+        systemd_cgroup: request.systemd,
+        container_name: request.id.clone(),
+    };
+    let manager = libcgroups::common::create_cgroup_manager(cgroup).map_err(told)?;
+    let options =
+        libcgroups::common::ControllerOpt { resources: &resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+    libcgroups::common::CgroupManager::apply(&manager, &options).map_err(told)
+}

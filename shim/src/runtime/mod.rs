@@ -1,0 +1,131 @@
+//! The runtime: what makes and steers containers. Nothing outside of this folder knows which one it is.
+//!
+//! Two: the embedded engine ([`embedded`], no binary needed), and a runc-compatible binary ([`external`]) chosen by `BinaryName`. A specification
+//! that the embedded engine cannot run (idmapped mounts) goes to `runc` where that is installed. A third is a variant and a file more.
+mod embedded;
+mod external;
+
+use crate::engine::Engine;
+use crate::reaper::Reaper;
+use serde_json::Value;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// A process' three streams, as descriptors for the child.
+pub struct Streams {
+    /// Standard input.
+    pub stdin: OwnedFd,
+    /// Standard output.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+}
+
+/// What a new process talks to.
+pub enum ChildIo {
+    /// Descriptors.
+    Streams(Streams),
+    /// A terminal, sent to this socket.
+    Terminal(PathBuf),
+}
+
+/// What a caller asks for (containerd's `runc.v1.Options`).
+#[derive(Default)]
+pub struct Wish<'a> {
+    /// `BinaryName`; empty = the embedded engine.
+    pub binary: &'a str,
+    /// `Root`; empty = Troupe's.
+    pub root: &'a str,
+    /// `SystemdCgroup`.
+    pub systemd: bool,
+    /// The caller's namespace.
+    pub namespace: &'a str,
+}
+
+/// Where state is kept if the caller does not say.
+const ROOT: &str = "/run/troupe/runc";
+/// Name of the embedded engine in a bundle's note.
+const EMBEDDED: &str = "embedded";
+
+/// One of the runtimes.
+#[derive(Clone)]
+pub enum Runtime {
+    /// libcontainer in a helper process.
+    Embedded(embedded::Embedded),
+    /// A binary.
+    External(external::External),
+}
+
+impl Runtime {
+    /// The one that fits wish and specification.
+    pub fn choose(wish: &Wish<'_>, spec: &Value, engine: &Engine, reaper: Reaper) -> Runtime {
+        let root = Path::new(if wish.root.is_empty() { ROOT } else { wish.root }).join(wish.namespace);
+        let idmapped = spec["mounts"].as_array().is_some_and(|all| all.iter().any(|m| m.get("uidMappings").is_some_and(|u| !u.is_null())));
+        match (wish.binary, idmapped) {
+            ("", false) => Runtime::Embedded(embedded::Embedded::new(engine.clone(), &root, wish.systemd)),
+            ("", true) => Runtime::External(external::External::new("runc", &root, wish.systemd, reaper)),
+            (binary, _) => Runtime::External(external::External::new(binary, &root, wish.systemd, reaper)),
+        }
+    }
+    /// Creates a container; answers the pid of its init.
+    pub async fn create(&self, id: &str, bundle: &Path, io: ChildIo) -> io::Result<u32> {
+        match self {
+            Runtime::Embedded(r) => r.create(id, bundle, io).await,
+            Runtime::External(r) => r.create(id, bundle, io).await,
+        }
+    }
+    /// Starts what was created.
+    pub async fn start(&self, id: &str, bundle: &Path) -> io::Result<()> {
+        match self {
+            Runtime::Embedded(r) => r.start(id).await,
+            Runtime::External(r) => r.start(id, bundle).await,
+        }
+    }
+    /// Starts a further process (OCI `Process`); answers its pid.
+    pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], io: ChildIo) -> io::Result<u32> {
+        match self {
+            Runtime::Embedded(r) => r.exec(id, exec_id, bundle, process, io).await,
+            Runtime::External(r) => r.exec(id, exec_id, bundle, process, io).await,
+        }
+    }
+    /// Deletes a container, killing what is left of it. Succeeds when it is gone.
+    pub async fn delete(&self, id: &str, bundle: &Path) -> io::Result<()> {
+        match self {
+            Runtime::Embedded(r) => r.delete(id).await,
+            Runtime::External(r) => r.delete(id, bundle).await,
+        }
+    }
+    /// Pauses or resumes.
+    pub async fn freeze(&self, id: &str, bundle: &Path, pause: bool) -> io::Result<()> {
+        match self {
+            Runtime::Embedded(r) => r.freeze(id, pause).await,
+            Runtime::External(r) => r.freeze(id, bundle, pause).await,
+        }
+    }
+    /// Updates resources (OCI `LinuxResources`).
+    pub async fn update(&self, id: &str, bundle: &Path, resources: &[u8]) -> io::Result<()> {
+        match self {
+            Runtime::Embedded(r) => r.update(id, bundle, resources).await,
+            Runtime::External(r) => r.update(id, bundle, resources).await,
+        }
+    }
+}
+
+/// Notes in the bundle who runs it, for [`delete_orphan`].
+fn note(bundle: &Path, binary: &str, root: &Path, systemd: bool) -> io::Result<()> {
+    std::fs::write(bundle.join("runtime"), format!("{binary}\n{}\n{systemd}\n", root.display()))
+}
+
+/// Deletes the container of a bundle whose server is gone. For a process of one thread.
+pub fn delete_orphan(bundle: &Path, id: &str) -> io::Result<()> {
+    let Ok(text) = std::fs::read_to_string(bundle.join("runtime")) else { return Ok(()) };
+    let mut lines = text.lines();
+    let (binary, root) = (lines.next().unwrap_or("runc"), lines.next().unwrap_or(ROOT));
+    if binary == EMBEDDED {
+        return crate::engine::delete(Path::new(root), id);
+    }
+    let mut command = std::process::Command::new(binary);
+    command.arg("--root").arg(root).args(["delete", "--force", id]);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status().map(drop)
+}
