@@ -73,6 +73,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     };
     system.start::<troupe_gc::GcActor>(gc).await?;
     let pods = Arc::new(sandbox::View::default());
+    let period = Duration::from_secs(plugins.images.stats_collect_period.max(1));
+    let stats = troupe_stats::Args { view: pods.clone(), snapshots: snapshots.clone(), root: root.into(), period };
+    system.start::<troupe_stats::StatsActor>(stats).await?;
     let sandbox = troupe_sandbox::Args {
         root: root.into(),
         state: state.into(),

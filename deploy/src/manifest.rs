@@ -44,6 +44,7 @@ pub const MANIFEST: Manifest = Manifest {
         slow(3600, row("image", 20, &["store", "events", "content", "snapshot"])),
         slow(3600, child("task", row("task.shim", 20, &["store", "events"]))),
         slow(3600, row("task", 25, &["store", "events", "task.shim"])),
+        slow(60, row("stats", 30, &["snapshot"])),
         slow(600, row("gc", 30, &["store", "events", "content", "snapshot", "image"])),
         slow(600, child("sandbox", row("sandbox.pod", 30, &["store", "events", "content", "snapshot", "network", "image", "task"]))),
         slow(600, row("sandbox", 35, &["store", "events", "content", "snapshot", "network", "image", "task", "sandbox.pod"])),
@@ -75,7 +76,7 @@ mod tests {
     #[test]
     fn every_protocol_has_its_row_and_every_row_its_protocol() {
         let rows: BTreeSet<&str> = MANIFEST.actors.iter().filter(|s| s.child_of.is_none()).map(|s| s.name).collect();
-        let protocols = BTreeSet::from(["content", "events", "gc", "image", "network", "sandbox", "snapshot", "store", "task"]);
+        let protocols = BTreeSet::from(["content", "events", "gc", "image", "network", "sandbox", "snapshot", "stats", "store", "task"]);
         assert_eq!(rows, protocols);
     }
 }

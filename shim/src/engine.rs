@@ -8,6 +8,7 @@
 //! streams. On a crash of a worker: its answer is an end of file, an error for that request. Of this process: steps fail until the pod is gone; what
 //! runs goes on. Limits: requests of [`LARGEST`] bytes.
 #![allow(unsafe_code)]
+mod diary;
 mod guard;
 mod steps;
 

@@ -10,13 +10,16 @@ mod netns;
 mod sys;
 
 use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
-use messages::network::{Attach, Attachment, Check, Detach, Lookup, Network, NetworkStatus, PodNetwork, Status};
+use messages::network::{Attach, Attachment, Check, Detach, Dial, Lookup, Network, NetworkStatus, PodNetwork, Status};
 use messages::store::{self, Op, Store, table};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Patience of a connection to a pod's port, for each address family.
+const DIAL: Duration = Duration::from_secs(10);
 
 /// What every generation needs.
 #[derive(Clone)]
@@ -63,7 +66,7 @@ impl Actor for NetworkActor {
         Ok(NetworkActor(me))
     }
     fn routes() -> Routes<Self> {
-        Routes::new().on::<Attach>().on::<Detach>().on::<Lookup>().on::<Check>().on::<Status>()
+        Routes::new().on::<Attach>().on::<Detach>().on::<Lookup>().on::<Check>().on::<Dial>().on::<Status>()
     }
 }
 
@@ -183,6 +186,14 @@ impl Handle<Check> for NetworkActor {
             }
             Ok(())
         })
+    }
+}
+
+impl Handle<Dial> for NetworkActor {
+    fn handle(&mut self, m: Dial, cx: Cx) -> Reply<std::net::TcpStream> {
+        Reply::op(
+            async move { cx.blocking("dial a pod", DIAL + Duration::from_secs(5), move || netns::dial(&m.netns, m.port, DIAL)).await },
+        )
     }
 }
 

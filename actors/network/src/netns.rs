@@ -2,10 +2,12 @@
 use crate::sys;
 use kernel::{Fault, Result, ResultExt};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 /// Makes a namespace with `lo` up, pinned at `path`. The daemon's own threads never leave their namespace: a thread is made for it, and ends.
 pub(crate) fn make(path: &Path) -> Result<()> {
@@ -29,6 +31,27 @@ pub(crate) fn make(path: &Path) -> Result<()> {
         let _ = std::fs::remove_file(path);
     }
     pinned
+}
+
+/// Connects to a port on the loopback of a namespace (empty = our own): first over IPv4, then IPv6.
+pub(crate) fn dial(netns: &str, port: u16, limit: Duration) -> Result<TcpStream> {
+    let connect = || -> Result<TcpStream> {
+        if !netns.is_empty() {
+            let file = File::open(netns).with_context(|| format!("open {netns}"))?;
+            setns(file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).with_context(|| format!("enter {netns}"))?;
+        }
+        let v4 = TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), limit);
+        let stream = v4.or_else(|e| TcpStream::connect_timeout(&(Ipv6Addr::LOCALHOST, port).into(), limit).map_err(|_| e));
+        let refused = |e| Fault::unavailable(format!("failed to connect to localhost:{port} inside the pod: {e}"));
+        let stream = stream.map_err(refused)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    // A thread of its own enters the namespace, and ends; its socket stays there.
+    std::thread::scope(|s| {
+        let thread = std::thread::Builder::new().name("troupe-dial".into()).stack_size(128 << 10).spawn_scoped(s, connect);
+        thread.map_err(Fault::from).and_then(|t| t.join().unwrap_or_else(|_| Err(Fault::internal("the dialling thread panicked"))))
+    })
 }
 
 /// Unpins; succeeds when there is nothing.

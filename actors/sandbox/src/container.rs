@@ -108,6 +108,7 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
     row.spec = cx.run("build the specification", |cx| async move { cx.blocking("build the specification", LOOK, build).await }).await?;
     row.phase = Phase::Created;
     world.save_container(cx, row).await?;
+    world.announce_now(cri::ContainerEventType::ContainerCreatedEvent, &row.id, &row.sandbox_id);
     world.tell(cx, "/containers/create", &row.id).await;
     Ok(())
 }
@@ -151,6 +152,7 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
         Ok(pid) => {
             (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns());
             world.save_container(cx, &row).await?;
+            world.announce_now(cri::ContainerEventType::ContainerStartedEvent, &id, &row.sandbox_id);
             world.tell(cx, "/tasks/start", &id).await;
             watch(world, cx, &id);
             Ok(())
@@ -176,13 +178,16 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
 async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
     let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
     let rootfs = world.args.snapshots.call(cx, mounts).await?;
-    let log = if row.log_path.is_empty() {
-        String::new()
-    } else {
-        format!("cri-log://{}?max_line={}", row.log_path, world.args.settings.max_log_line)
+    // Without a path nothing is written, but clients can attach.
+    let log = format!("cri-log://{}?max_line={}", row.log_path, world.args.settings.max_log_line);
+    let config = &row.config.0;
+    let stdin = match (config.stdin, config.stdin_once) {
+        (true, true) => "hold://?once",
+        (true, false) => "hold://",
+        (false, _) => "",
     };
     let stdio = Stdio {
-        stdin: String::new(),
+        stdin: stdin.into(),
         stdout: log.clone(),
         stderr: if row.config.0.tty { String::new() } else { log },
         terminal: row.config.0.tty,
@@ -227,6 +232,7 @@ async fn ended(world: &World, cx: &Cx, id: &str, exit: Exit) {
     if let Err(error) = world.save_container(cx, &row).await {
         tracing::error!(%error, id, "a container's end could not be written down");
     }
+    world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, &row.sandbox_id);
     if let Err(error) = world.args.tasks.call(cx, task::Delete { id: id.into() }).await {
         tracing::warn!(%error, id, "an ended task could not be deleted yet");
     }
@@ -302,6 +308,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().containers.remove(id);
     world.publish();
+    world.announce_now(cri::ContainerEventType::ContainerDeletedEvent, id, &row.sandbox_id);
     world.tell(cx, "/containers/delete", id).await;
     Ok(())
 }
@@ -332,21 +339,31 @@ pub async fn reopen_log(world: &World, cx: &Cx, id: String) -> Result<()> {
     world.args.tasks.call(cx, task::ReopenLog { id: row.id }).await
 }
 
-/// ExecSync.
-pub async fn exec(world: &World, cx: &Cx, m: ExecSync) -> Result<cri::ExecSyncResponse> {
-    let row = known(world, &m.id)?;
+/// The process of a command in a running container.
+pub fn exec_process(world: &World, id: &str, cmd: &[String], terminal: bool) -> Result<(String, Vec<u8>)> {
+    let row = known(world, id)?;
     if row.phase != Phase::Running {
         return Err(Fault::failed_precondition(format!("container {} is in state {:?}, not running", row.id, row.phase)));
     }
-    if m.cmd.is_empty() {
+    if cmd.is_empty() {
         return Err(Fault::invalid_argument("cmd is empty"));
     }
     let mut process = row.spec.get("process").cloned().unwrap_or_default();
-    process["args"] = json!(m.cmd);
-    process["terminal"] = false.into();
-    let process = serde_json::to_vec(&process).class(Class::Internal, "encode the process")?;
+    process["args"] = json!(cmd);
+    process["terminal"] = terminal.into();
+    if let Some(env) = process["env"].as_array_mut().filter(|_| terminal)
+        && !env.iter().any(|e| e.as_str().is_some_and(|e| e.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
+    }
+    Ok((row.id, serde_json::to_vec(&process).class(Class::Internal, "encode the process")?))
+}
+
+/// ExecSync.
+pub async fn exec(world: &World, cx: &Cx, m: ExecSync) -> Result<cri::ExecSyncResponse> {
+    let (id, process) = exec_process(world, &m.id, &m.cmd, false)?;
     let timeout_ms = m.timeout_s.max(0) as u64 * 1000;
-    let exec = task::ExecSync { id: row.id.clone(), process, timeout_ms, max_output: EXEC_OUTPUT };
+    let exec = task::ExecSync { id, process, timeout_ms, max_output: EXEC_OUTPUT };
     let done = world.args.tasks.call(cx, exec).await?;
     Ok(cri::ExecSyncResponse { stdout: done.stdout, stderr: done.stderr, exit_code: done.code })
 }

@@ -13,7 +13,7 @@ mod recover;
 pub mod spec;
 mod sys;
 
-use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
+use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::events::Events;
 use messages::image::Images;
 use messages::network::{self, Network};
@@ -159,8 +159,9 @@ impl Actor for SandboxActor {
             .on::<UpdateContainer>()
             .on::<ReopenLog>()
             .on::<ExecSync>()
+            .on::<ExecProcess>()
+            .on::<UpdatePod>()
             .on::<Status>()
-            .on::<ContainerStats>()
             .on::<UpdateRuntimeConfig>()
     }
 }
@@ -185,8 +186,9 @@ operations! {
     UpdateContainer(world, m, cx) -> () = container::update(&world, &cx, m.request).await;
     ReopenLog(world, m, cx) -> () = container::reopen_log(&world, &cx, m.id).await;
     ExecSync(world, m, cx) -> cri::ExecSyncResponse = container::exec(&world, &cx, m).await;
+    ExecProcess(world, m, _cx) -> (String, Vec<u8>) = container::exec_process(&world, &m.id, &m.cmd, m.terminal);
+    UpdatePod(world, m, cx) -> () = pod::update(&world, &cx, m.request).await;
     Status(world, m, cx) -> cri::StatusResponse = status(&world, &cx, m.verbose).await;
-    ContainerStats(_world, _m, _cx) -> Vec<cri::ContainerStats> = Err(Fault::unimplemented("container statistics are not built yet"));
     UpdateRuntimeConfig(_world, _m, _cx) -> () = Ok(());
 }
 

@@ -83,6 +83,8 @@ async fn make(world: &World, cx: &Cx, row: &mut PodRow, runtime: task::Runtime) 
         .context("failed to start the sandbox")?;
     row.phase = PodPhase::Ready;
     world.save_pod(cx, row).await?;
+    world.announce_now(cri::ContainerEventType::ContainerCreatedEvent, &row.id, &row.id);
+    world.announce_now(cri::ContainerEventType::ContainerStartedEvent, &row.id, &row.id);
     world.tell(cx, "/sandboxes/start", &row.id).await;
     Ok(())
 }
@@ -216,9 +218,25 @@ async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
     if row.phase != PodPhase::Stopped {
         row.phase = PodPhase::Stopped;
         world.save_pod(cx, &row).await?;
+        world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, id);
         world.tell(cx, "/sandboxes/exit", id).await;
     }
     Ok(())
+}
+
+/// UpdatePodSandboxResources: the pod's limits live in the cgroup that the kubelet made; what it tells is kept with the pod, for plugins and status.
+pub async fn update(world: &World, cx: &Cx, request: cri::UpdatePodSandboxResourcesRequest) -> Result<()> {
+    let id = full_id(world, &request.pod_sandbox_id);
+    let id = id.ok_or_else(|| Fault::not_found(format!("sandbox {:?} not found", request.pod_sandbox_id)))?;
+    let _guard = world.lock(&id).await;
+    let mut row = world.pod(&id).ok_or_else(|| Fault::not_found(format!("sandbox {id} not found")))?;
+    if row.phase != PodPhase::Ready {
+        return Err(Fault::failed_precondition(format!("sandbox {id} is not ready")));
+    }
+    let linux = row.config.0.linux.get_or_insert_default();
+    linux.overhead = request.overhead.or(linux.overhead.take());
+    linux.resources = request.resources.or(linux.resources.take());
+    world.save_pod(cx, &row).await
 }
 
 /// RemovePodSandbox.
@@ -258,7 +276,11 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     let ops = vec![Op::delete(table::SANDBOXES, id), Op::delete(table::NAMES, pod_name(&row.config.0)?)];
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().pods.remove(id);
+    let before = world.args.view.0.load_full();
     world.publish();
+    if before.pods.contains_key(id) {
+        world.announce(cri::ContainerEventType::ContainerDeletedEvent, id, id, &before);
+    }
     world.tell(cx, "/sandboxes/delete", id).await;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The published picture of pods and containers, and events.
 use crate::World;
-use crate::record::{ContainerRow, Phase, PodPhase, PodRow};
+use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
 use kernel::Cx;
 use messages::events::Publish;
 use messages::sandbox::{Container, Picture, Pod};
@@ -20,6 +20,28 @@ impl World {
             recovered: tables.recovered,
         };
         self.args.view.0.store(Arc::new(picture));
+    }
+
+    /// Tells CRI's readers of a change to a pod, or to a container of it, as `picture` shows them. Waits for nobody.
+    pub(crate) fn announce(&self, kind: cri::ContainerEventType, id: &str, pod_id: &str, picture: &Picture) {
+        if self.args.view.1.0.receiver_count() == 0 {
+            return;
+        }
+        let containers = picture.containers.values().filter(|c| c.sandbox_id == pod_id);
+        let event = cri::ContainerEventResponse {
+            container_id: id.into(),
+            container_event_type: kind as i32,
+            created_at: now_ns(),
+            pod_sandbox_status: picture.pods.get(pod_id).map(|p| p.status.clone()),
+            containers_statuses: containers.map(|c| c.status.clone()).collect(),
+        };
+        // The last reader may have gone just now.
+        let _ = self.args.view.1.0.send(Arc::new(event));
+    }
+
+    /// The same, as published now.
+    pub(crate) fn announce_now(&self, kind: cri::ContainerEventType, id: &str, pod_id: &str) {
+        self.announce(kind, id, pod_id, &self.args.view.0.load());
     }
 
     /// Tells the bus; an event that cannot be told is logged, never waited for.
@@ -57,7 +79,7 @@ fn pod(row: &PodRow) -> Pod {
         runtime_handler: row.handler.clone(),
     };
     let info = serde_json::json!({"pid": row.handle.pid, "netNamespaceClosed": !ready, "runtimeHandler": row.handler, "sandboxID": row.id});
-    Pod { status, config: Arc::new(config.clone()), info: BTreeMap::from([("info".into(), info.to_string())]) }
+    Pod { status, netns: row.netns.clone(), config: Arc::new(config.clone()), info: BTreeMap::from([("info".into(), info.to_string())]) }
 }
 
 fn container(row: &ContainerRow) -> Container {
@@ -86,8 +108,28 @@ fn container(row: &ContainerRow) -> Container {
         mounts: config.mounts.clone(),
         log_path: row.log_path.clone(),
         resources: resources.map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
-        ..Default::default()
+        user: Some(cri::ContainerUser { linux: user(&row.spec) }),
+        stop_signal: config.stop_signal,
     };
     let info = serde_json::json!({"sandboxID": row.sandbox_id, "pid": row.pid, "runtimeSpec": row.spec});
-    Container { sandbox_id: row.sandbox_id.clone(), status, pid: row.pid, info: BTreeMap::from([("info".into(), info.to_string())]) }
+    Container {
+        sandbox_id: row.sandbox_id.clone(),
+        snapshotter: row.snapshotter.clone(),
+        tty: config.tty,
+        status,
+        pid: row.pid,
+        info: BTreeMap::from([("info".into(), info.to_string())]),
+    }
+}
+
+/// The user that the specification gives it.
+fn user(spec: &serde_json::Value) -> Option<cri::LinuxContainerUser> {
+    let user = spec.pointer("/process/user")?;
+    let number = |v: &serde_json::Value| v.as_i64().unwrap_or_default();
+    let groups = user["additionalGids"].as_array().into_iter().flatten();
+    Some(cri::LinuxContainerUser {
+        uid: number(&user["uid"]),
+        gid: number(&user["gid"]),
+        supplemental_groups: groups.map(number).collect(),
+    })
 }

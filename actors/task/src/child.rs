@@ -6,8 +6,8 @@ use crate::row::Row;
 use kernel::{Actor, Cx, Handle, Message, Protocol, Reply, Result, Routes};
 use messages::store::{Get, Store, decode, table};
 use messages::task::{
-    Adopted, Create, Delete, ExecSync, Exit, Kill, RemoveSandbox, ReopenLog, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update,
-    Wait,
+    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox, ReopenLog, Resize,
+    RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -86,6 +86,8 @@ impl Actor for Child {
             .on::<For<Create>>()
             .on::<For<Start>>();
         let r = r.on::<For<Kill>>().on::<For<Wait>>().on::<For<Delete>>().on::<For<State>>().on::<For<Update>>().on::<For<ExecSync>>();
+        let r = r.on::<For<OpenSession>>().on::<For<RunExec>>().on::<For<WaitExec>>().on::<For<JoinStreams>>();
+        let r = r.on::<For<Resize>>().on::<For<CloseInput>>().on::<For<CloseSession>>();
         r.on::<For<ReopenLog>>().on::<For<Stats>>().on::<For<Adopted>>().on::<Exited>().on::<Oom>()
     }
 }
@@ -115,6 +117,13 @@ handle! {
     State => |pod, m, cx| pod.state_of(cx, m.id);
     Update => |pod, m, cx| pod.update(cx, m.id, m.resources);
     ExecSync => |pod, m, cx| pod.exec(cx, m);
+    OpenSession => |pod, m, cx| pod.open_session(cx, m);
+    RunExec => |pod, m, cx| pod.run_session(cx, m);
+    WaitExec => |pod, m, cx| pod.wait_session(cx, m);
+    JoinStreams => |pod, m, cx| pod.join_streams(cx, m);
+    Resize => |pod, m, cx| pod.resize(cx, m);
+    CloseInput => |pod, m, cx| pod.close_input(cx, m);
+    CloseSession => |pod, m, cx| pod.close_session(cx.without_deadline(), m);
     ReopenLog => |pod, m, cx| pod.reopen_log(cx, m.id);
     Stats => |pod, m, cx| pod.stats(cx, m.id);
     Adopted => |pod, _m, _cx| async move {

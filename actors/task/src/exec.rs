@@ -17,7 +17,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 use tokio::time::{Instant, sleep_until};
 
-const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+/// Type of an exec's specification.
+pub const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 /// One stream.
 struct Stream {
@@ -130,7 +131,8 @@ impl Pod {
         code.ok_or_else(|| Fault::internal("no exit code"))
     }
 
-    async fn kill_exec(&self, cx: &Cx, link: &Link, id: &str, exec_id: &str) {
+    /// Kills an exec and waits for its end.
+    pub async fn kill_exec(&self, cx: &Cx, link: &Link, id: &str, exec_id: &str) {
         let limit = self.args.timeouts.cleanup;
         let kill = api::KillRequest { id: id.to_owned(), exec_id: exec_id.to_owned(), signal: 9, ..Default::default() };
         if rpc(cx, "Task/Kill", limit, |c| link.task.kill(c, &kill)).await.is_ok() {

@@ -30,6 +30,7 @@ mod process;
 mod reply;
 mod row;
 mod sandbox;
+mod session;
 mod sys;
 
 pub use parent::Parent;

@@ -7,8 +7,8 @@ use kernel::{Actor, Addr, Class, Cx, Fault, Handle, Message, Reply, Result, Rout
 use messages::events::{Delivery, Event, Events, Subscribe};
 use messages::store::{Scan, Store, decode, table};
 use messages::task::{
-    Adopted, Create, Delete, ExecSync, Exit, Kill, RemoveSandbox, ReopenLog, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox,
-    Tasks, Update, Wait,
+    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox, ReopenLog, Resize,
+    RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
 };
 use proto::events::{TaskExit, TaskOom};
 use std::cell::RefCell;
@@ -78,6 +78,14 @@ impl Actor for Parent {
             .on::<Start>()
             .on::<Kill>()
             .on::<Wait>();
+        let r = r
+            .on::<OpenSession>()
+            .on::<RunExec>()
+            .on::<WaitExec>()
+            .on::<JoinStreams>()
+            .on::<Resize>()
+            .on::<CloseInput>()
+            .on::<CloseSession>();
         r.on::<Delete>().on::<State>().on::<Update>().on::<ExecSync>().on::<ReopenLog>().on::<Stats>().on::<Adopted>()
     }
 }
@@ -288,7 +296,7 @@ macro_rules! pass_on { ($($message:ty)*) => { $(
         }
     }
 )* } }
-pass_on! { Start Kill Wait Update ExecSync ReopenLog Stats }
+pass_on! { Start Kill Wait Update ExecSync OpenSession RunExec WaitExec JoinStreams Resize CloseInput CloseSession ReopenLog Stats }
 
 impl Handle<Adopted> for Parent {
     fn handle(&mut self, m: Adopted, cx: Cx) -> Reply<Vec<String>> {

@@ -9,16 +9,23 @@ use serde_json::Value;
 use std::io;
 use std::path::Path;
 
-/// Removes `noNewPrivileges: false` from a bundle: libcontainer takes its presence for a yes when it orders seccomp and capabilities.
+/// Devices that the engine makes in every container, whether asked for or not; asked for, it would make them twice and fail.
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/console"];
+
+/// Takes out of a bundle what the engine stumbles over: devices that it makes anyhow, and `noNewPrivileges: false`, whose presence it takes for a yes
+/// when it orders seccomp and capabilities.
 pub fn normalise(bundle: &Path) -> io::Result<()> {
     let path = bundle.join("config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-    let process = config.get_mut("process").and_then(Value::as_object_mut);
-    if let Some(process) = process.filter(|p| p.get("noNewPrivileges") == Some(&Value::Bool(false))) {
+    if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut)
+        && process.get("noNewPrivileges") == Some(&Value::Bool(false))
+    {
         process.remove("noNewPrivileges");
-        std::fs::write(&path, config.to_string())?;
     }
-    Ok(())
+    if let Some(devices) = config.pointer_mut("/linux/devices").and_then(Value::as_array_mut) {
+        devices.retain(|d| !d["path"].as_str().is_some_and(|p| DEVICES.contains(&p)));
+    }
+    std::fs::write(&path, config.to_string())
 }
 
 /// Loads the filter as the last thing before the program, and then drops what loading it needed.

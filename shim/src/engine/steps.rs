@@ -1,5 +1,5 @@
 //! The steps, each in a worker of the engine's process.
-use super::{Request, guard};
+use super::{Request, diary, guard};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -21,29 +21,37 @@ fn told(error: impl std::error::Error) -> io::Error {
 }
 
 /// One step, in a worker.
-pub fn work(body: &[u8], mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<u32> {
+pub fn work(body: &[u8], fds: impl Iterator<Item = OwnedFd>) -> io::Result<u32> {
     let request = Request::decode(body)?;
+    let diary = if request.bundle.as_os_str().is_empty() { None } else { diary::open(&request.bundle) };
+    step(&request, fds).map_err(|e| match diary.map(|d| diary::read(&d)).filter(|d| !d.is_empty()) {
+        Some(told) => io::Error::other(format!("{e} ({told})")),
+        None => e,
+    })
+}
+
+fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result<u32> {
     match request.step.as_str() {
         "create" => {
             guard::normalise(&request.bundle)?;
-            let container = builder(&request, &mut fds)?.as_init(&request.bundle).with_systemd(request.systemd).with_detach(true);
+            let container = builder(request, &mut fds)?.as_init(&request.bundle).with_systemd(request.systemd).with_detach(true);
             let container = container.build().map_err(told)?;
             Ok(container.pid().map_or(0, |p| p.as_raw() as u32))
         }
         "exec" => {
             let file = request.file.clone().ok_or_else(|| io::Error::other("no process"))?;
-            let mut builder = builder(&request, &mut fds)?;
+            let mut builder = builder(request, &mut fds)?;
             if let Some(guard) = guard::Guard::for_exec(&request.bundle, &file)? {
                 builder = builder.with_executor(guard);
             }
             let process = builder.as_tenant().with_detach(true).with_process(Some(file));
             Ok(process.build().map_err(told)?.as_raw() as u32)
         }
-        "start" => load(&request)?.start().map_err(told).map(|()| 0),
-        "pause" => load(&request)?.pause().map_err(told).map(|()| 0),
-        "resume" => load(&request)?.resume().map_err(told).map(|()| 0),
+        "start" => load(request)?.start().map_err(told).map(|()| 0),
+        "pause" => load(request)?.pause().map_err(told).map(|()| 0),
+        "resume" => load(request)?.resume().map_err(told).map(|()| 0),
         "delete" => delete(&request.root, &request.id).map(|()| 0),
-        "update" => update(&request).map(|()| 0),
+        "update" => update(request).map(|()| 0),
         other => Err(io::Error::other(format!("the engine knows no step {other:?}"))),
     }
 }

@@ -12,5 +12,6 @@ pub mod image;
 pub mod network;
 pub mod sandbox;
 pub mod snapshot;
+pub mod stats;
 pub mod store;
 pub mod task;

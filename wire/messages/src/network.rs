@@ -90,6 +90,14 @@ pub struct Check {
     /// Sandbox id.
     pub id: String,
 }
+/// Connects to a TCP port on a pod's loopback. `Unavailable` when nobody listens.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// Path of the network namespace; empty = the node's.
+    pub netns: String,
+    /// Port.
+    pub port: u16,
+}
 /// Readiness.
 #[derive(Clone, Debug)]
 pub struct Status;
@@ -99,5 +107,6 @@ kernel::messages! { Network = "network" => {
     Detach -> () as idempotent,
     Lookup -> Option<Attachment> as idempotent,
     Check -> () as idempotent,
+    Dial -> std::net::TcpStream as idempotent,
     Status -> NetworkStatus as idempotent,
 } }

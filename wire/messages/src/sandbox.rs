@@ -4,6 +4,7 @@ use kernel::Protocol;
 use proto::cri;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::broadcast;
 
 /// The sandbox actor's protocol.
 pub struct Sandboxes;
@@ -16,6 +17,8 @@ impl Protocol for Sandboxes {
 pub struct Pod {
     /// Status as CRI gives it.
     pub status: cri::PodSandboxStatus,
+    /// Path of its network namespace; empty = the node's.
+    pub netns: String,
     /// Configuration as the client gave it.
     pub config: Arc<cri::PodSandboxConfig>,
     /// Verbose info: key → JSON text.
@@ -29,6 +32,10 @@ pub struct Container {
     pub sandbox_id: String,
     /// Status as CRI gives it.
     pub status: cri::ContainerStatus,
+    /// Snapshotter of its root.
+    pub snapshotter: String,
+    /// It has a terminal.
+    pub tty: bool,
     /// Pid of its init, 0 when it does not run.
     pub pid: u32,
     /// Verbose info: key → JSON text.
@@ -46,9 +53,21 @@ pub struct Picture {
     pub recovered: bool,
 }
 
-/// Where the sandbox actor publishes its [`Picture`].
+/// Where the sandbox actor publishes its [`Picture`], and what changes in it.
 #[derive(Default)]
-pub struct View(pub ArcSwap<Picture>);
+pub struct View(pub ArcSwap<Picture>, pub Feed);
+
+/// CRI's container events, for as many readers as there are. Nobody waits for a reader: one that falls behind is told how many events it missed.
+pub struct Feed(pub broadcast::Sender<Arc<cri::ContainerEventResponse>>);
+
+/// Events kept for a slow reader: more than a node's worth of pods starting at once. Without readers nothing is kept.
+const FEED: usize = 1024;
+
+impl Default for Feed {
+    fn default() -> Self {
+        Feed(broadcast::channel(FEED).0)
+    }
+}
 
 /// Runs a pod; answers its id. A retry of a creation in flight joins it.
 #[derive(Clone, Debug)]
@@ -122,17 +141,27 @@ pub struct ExecSync {
     /// Seconds; 0 = none.
     pub timeout_s: i64,
 }
+/// The OCI process (JSON) of a command in a running container, and the container's full id.
+#[derive(Clone, Debug)]
+pub struct ExecProcess {
+    /// Id.
+    pub id: String,
+    /// Command.
+    pub cmd: Vec<String>,
+    /// With a terminal.
+    pub terminal: bool,
+}
+/// Changes a pod's resources.
+#[derive(Clone, Debug)]
+pub struct UpdatePod {
+    /// Request as it came.
+    pub request: cri::UpdatePodSandboxResourcesRequest,
+}
 /// Runtime and network conditions, and verbose info.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// With info.
     pub verbose: bool,
-}
-/// Statistics of running containers by id (empty = all).
-#[derive(Clone, Debug)]
-pub struct ContainerStats {
-    /// Ids.
-    pub ids: Vec<String>,
 }
 /// The kubelet's pod CIDR.
 #[derive(Clone, Debug)]
@@ -152,7 +181,8 @@ kernel::messages! { Sandboxes = "sandbox" => {
     UpdateContainer -> () as idempotent,
     ReopenLog -> () as idempotent,
     ExecSync -> cri::ExecSyncResponse,
+    ExecProcess -> (String, Vec<u8>) as idempotent,
+    UpdatePod -> () as idempotent,
     Status -> cri::StatusResponse as idempotent,
-    ContainerStats -> Vec<cri::ContainerStats> as idempotent,
     UpdateRuntimeConfig -> () as idempotent,
 } }

@@ -201,6 +201,88 @@ pub struct ExecResult {
     /// Errors.
     pub stderr: Vec<u8>,
 }
+/// FIFOs of a client's session: of an exec with streams of its own, or of an attached client. Empty paths are streams that nobody wants.
+#[derive(Clone, Debug, Default)]
+pub struct Session {
+    /// Names the session, and the exec if it is one.
+    pub exec_id: String,
+    /// Client's input.
+    pub stdin: String,
+    /// Output.
+    pub stdout: String,
+    /// Errors.
+    pub stderr: String,
+}
+/// Makes the FIFOs of a session. The caller opens them, then says [`RunExec`] or [`JoinStreams`], and in the end [`CloseSession`].
+#[derive(Clone, Debug)]
+pub struct OpenSession {
+    /// Container id.
+    pub id: String,
+    /// Input wanted.
+    pub stdin: bool,
+    /// Output wanted.
+    pub stdout: bool,
+    /// Errors wanted.
+    pub stderr: bool,
+}
+/// Runs a process with a session's streams.
+#[derive(Clone, Debug)]
+pub struct RunExec {
+    /// Container id.
+    pub id: String,
+    /// Its streams.
+    pub session: Session,
+    /// OCI `Process` as JSON.
+    pub process: Vec<u8>,
+    /// With a terminal.
+    pub terminal: bool,
+}
+/// Waits for its end; answers the exit code.
+#[derive(Clone, Debug)]
+pub struct WaitExec {
+    /// Container id.
+    pub id: String,
+    /// Exec id.
+    pub exec_id: String,
+}
+/// Joins a session to the container's own streams.
+#[derive(Clone, Debug)]
+pub struct JoinStreams {
+    /// Container id.
+    pub id: String,
+    /// Its streams.
+    pub session: Session,
+}
+/// Sets a terminal's size.
+#[derive(Clone, Debug)]
+pub struct Resize {
+    /// Container id.
+    pub id: String,
+    /// Exec id; empty = the container's init.
+    pub exec_id: String,
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+/// Ends a process' input.
+#[derive(Clone, Debug)]
+pub struct CloseInput {
+    /// Container id.
+    pub id: String,
+    /// Exec id.
+    pub exec_id: String,
+}
+/// Gives a session back: its FIFOs, and its process, which is killed if it still runs.
+#[derive(Clone, Debug)]
+pub struct CloseSession {
+    /// Container id.
+    pub id: String,
+    /// The session.
+    pub session: Session,
+    /// It ran a process.
+    pub exec: bool,
+}
 /// Has the shim reopen the container's log file.
 #[derive(Clone, Debug)]
 pub struct ReopenLog {
@@ -229,6 +311,13 @@ kernel::messages! { Tasks = "task" => {
     State -> Option<TaskState> as idempotent,
     Update -> () as idempotent,
     ExecSync -> ExecResult,
+    OpenSession -> Session,
+    RunExec -> (),
+    WaitExec -> i32 as idempotent,
+    JoinStreams -> (),
+    Resize -> () as idempotent,
+    CloseInput -> () as idempotent,
+    CloseSession -> () as idempotent,
     ReopenLog -> () as idempotent,
     Stats -> proto::prost_types::Any as idempotent,
     Adopted -> Vec<String> as idempotent,

@@ -123,24 +123,25 @@ fn namespaces(options: &cri::NamespaceOption, pod: &PodRow) -> Result<Vec<Value>
     Ok(all)
 }
 
-fn devices(config: &cri::ContainerConfig, privileged: bool) -> (Vec<Value>, Vec<Value>) {
+fn devices(config: &cri::ContainerConfig, privileged: bool) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut rules = vec![json!({"allow": privileged, "access": "rwm"})];
     let mut nodes = vec![];
     for device in &config.devices {
-        if let Some((node, rule)) = crate::sys::device(&device.host_path, &device.container_path, &device.permissions) {
+        for (node, rule) in crate::sys::devices(&device.host_path, &device.container_path, &device.permissions)? {
             nodes.push(node);
             rules.push(rule);
         }
     }
     if privileged {
-        nodes.extend(crate::sys::host_devices());
+        let asked: Vec<Value> = nodes.iter().map(|n| n["path"].clone()).collect();
+        nodes.extend(crate::sys::host_devices().into_iter().filter(|n| !asked.contains(&n["path"])));
     } else {
         for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)] {
             rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
         }
         rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
     }
-    (nodes, rules)
+    Ok((nodes, rules))
 }
 
 /// Where the container's cgroup is: `slice:cri-containerd:<id>` for systemd, a path otherwise.
@@ -182,7 +183,7 @@ pub fn build(input: &Input<'_>) -> Result<Value> {
     mounts.retain(|m| !wanted.iter().any(|w| w["destination"] == m["destination"]));
     mounts.extend(wanted);
 
-    let (nodes, rules) = devices(config, privileged);
+    let (nodes, rules) = devices(config, privileged)?;
     let limits = linux.resources.clone().unwrap_or_default();
     let mut resources = resources::linux(&limits);
     resources["devices"] = rules.into();

@@ -51,6 +51,9 @@ fn one(m: &cri::Mount) -> Result<Value> {
     if m.recursive_read_only && !m.readonly {
         return Err(Fault::invalid_argument(format!("mounts {}: recursive_read_only needs readonly", m.container_path)));
     }
+    if m.recursive_read_only && m.propagation != MountPropagation::PropagationPrivate as i32 {
+        return Err(Fault::invalid_argument(format!("mounts {}: recursive_read_only needs private propagation", m.container_path)));
+    }
     let what = |e: std::io::Error| Fault::from(e).context(format!("mounts {}: host path {:?}", m.container_path, m.host_path));
     let source = match std::fs::canonicalize(&m.host_path) {
         Ok(path) => path,

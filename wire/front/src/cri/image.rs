@@ -1,7 +1,6 @@
 //! `runtime.v1.ImageService`.
 
-use super::{Cri, lists, required};
-use crate::call::not_yet;
+use super::{Cri, feed, lists, required};
 use kernel::Fault;
 use messages::image::{FsInfo, Images, Pull, Remove};
 use proto::async_trait;
@@ -15,15 +14,11 @@ type Answer<T> = Result<Response<T>, Status>;
 #[async_trait]
 impl ImageService for Cri {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        let view = &self.images;
-        self.call("runtime.v1.ImageService/ListImages", request, |_, q| async move {
-            let wanted = q.filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
-            let images = match wanted {
-                Some(reference) => view.find(&reference).iter().map(|i| lists::image(i)).collect(),
-                None => view.0.load().iter().map(|i| lists::image(i)).collect(),
-            };
-            Ok(ListImagesResponse { images })
-        })
+        self.call(
+            "runtime.v1.ImageService/ListImages",
+            request,
+            |_, q| async move { Ok(ListImagesResponse { images: self.list(q.filter) }) },
+        )
         .await
     }
 
@@ -68,7 +63,20 @@ impl ImageService for Cri {
     }
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<BoxStream<StreamImagesResponse>> {
-        self.call("runtime.v1.ImageService/StreamImages", request, |_, _| not_yet("StreamImages", "use ListImages")).await
+        self.call("runtime.v1.ImageService/StreamImages", request, |_, q| async move {
+            Ok(feed::parts(self.list(q.filter), |images| StreamImagesResponse { images }))
+        })
+        .await
+    }
+}
+
+impl Cri {
+    fn list(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+        let wanted = filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
+        match wanted {
+            Some(reference) => self.images.find(&reference).iter().map(|i| lists::image(i)).collect(),
+            None => self.images.0.load().iter().map(|i| lists::image(i)).collect(),
+        }
     }
 }
 

@@ -4,9 +4,11 @@
 //! On a crash of an actor: the call in flight fails with `Unavailable` (or is delivered again, if its message allows it); a panic here answers
 //! `Internal` and touches no other call. Spans: one root for each call, named by the method. Limits: messages of 16 MiB, as containerd's.
 
+mod feed;
 mod image;
 mod lists;
 mod runtime;
+pub mod streams;
 
 use crate::call;
 use crate::meter::Meter;
@@ -49,6 +51,7 @@ pub struct Cri {
     pods: Arc<sandbox::View>,
     images: Arc<images::View>,
     about: Arc<About>,
+    streams: stream::Server,
     meter: Meter,
 }
 
@@ -66,10 +69,10 @@ pub async fn serve(cri: Cri, listener: UnixListener, stop: impl Future<Output = 
 }
 
 impl Cri {
-    /// Over the views that `sandbox` and `image` publish.
-    pub fn new(system: System, pods: Arc<sandbox::View>, images: Arc<images::View>, about: About) -> Result<Self> {
+    /// Over the views that `sandbox` and `image` publish; `streams` serves what Exec, Attach and PortForward promise.
+    pub fn new(system: System, pods: Arc<sandbox::View>, images: Arc<images::View>, about: About, streams: stream::Server) -> Result<Self> {
         let meter = Meter::new(system.metrics())?;
-        Ok(Self { system, pods, images, about: Arc::new(about), meter })
+        Ok(Self { system, pods, images, about: Arc::new(about), streams, meter })
     }
 
     /// One call: an operation around `work`.

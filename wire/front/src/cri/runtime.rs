@@ -1,9 +1,10 @@
 //! `runtime.v1.RuntimeService`.
 
-use super::{Cri, lists, required};
+use super::{Cri, feed, lists, required};
 use crate::call::not_yet;
 use kernel::{Addr, Fault};
 use messages::sandbox::{self as pods, Sandboxes};
+use messages::stats;
 use proto::async_trait;
 use proto::cri::runtime_service_server::RuntimeService;
 use proto::cri::*;
@@ -17,15 +18,18 @@ type Answer<T> = Result<Response<T>, Status>;
 const KUBELET_API: &str = "0.1.0";
 
 impl Cri {
-    fn sandboxes(&self) -> Addr<Sandboxes> {
+    /// The sandbox actor.
+    pub(super) fn sandboxes(&self) -> Addr<Sandboxes> {
         self.system.addr()
     }
 
-    fn pod_id(&self, id: String) -> Result<String, Fault> {
+    /// Completes a pod's id.
+    pub(super) fn pod_id(&self, id: String) -> Result<String, Fault> {
         lists::complete(&self.glance().pods, id, "pod sandbox")
     }
 
-    fn container_id(&self, id: String) -> Result<String, Fault> {
+    /// Completes a container's id.
+    pub(super) fn container_id(&self, id: String) -> Result<String, Fault> {
         lists::complete(&self.glance().containers, id, "container")
     }
 }
@@ -224,112 +228,121 @@ impl RuntimeService for Cri {
     }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        let actor = self.sandboxes();
-        self.call("runtime.v1.RuntimeService/ContainerStats", request, |cx, q| async move {
-            let picture = self.picture(&cx).await?;
-            let id = lists::find(&picture.containers, &q.container_id, "container")?.status.id.clone();
-            let stats = actor.call(&cx, pods::ContainerStats { ids: vec![id.clone()] }).await?.into_iter().next();
-            let stats = stats.ok_or_else(|| Fault::unavailable(format!("container {id} does not run: it has no statistics")))?;
-            Ok(ContainerStatsResponse { stats: Some(stats) })
-        })
-        .await
+        self.call("runtime.v1.RuntimeService/ContainerStats", request, |cx, q| self.measure_container(cx, q)).await
     }
 
     async fn list_container_stats(&self, request: Request<ListContainerStatsRequest>) -> Answer<ListContainerStatsResponse> {
-        let actor = self.sandboxes();
         self.call("runtime.v1.RuntimeService/ListContainerStats", request, |cx, q| async move {
-            let picture = self.picture(&cx).await?;
-            let ids = lists::measured(&picture, &q.filter.unwrap_or_default());
-            // For the actor, no ids mean all.
-            let stats = if ids.is_empty() { Vec::new() } else { actor.call(&cx, pods::ContainerStats { ids }).await? };
-            Ok(ListContainerStatsResponse { stats })
+            Ok(ListContainerStatsResponse { stats: self.measure_containers(&cx, q.filter).await? })
         })
         .await
     }
 
-    // What a later issue brings. The six streaming lists must come together: the first `Unimplemented` turns a client to the plain lists for good.
-
-    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
-        self.call("runtime.v1.RuntimeService/Exec", request, |_, _| not_yet("Exec", "use ExecSync")).await
-    }
-
-    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
-        self.call("runtime.v1.RuntimeService/Attach", request, |_, _| not_yet("Attach", "read the container's log file")).await
-    }
-
-    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        self.call("runtime.v1.RuntimeService/PortForward", request, |_, _| not_yet("PortForward", "connect to the pod's address")).await
-    }
-
     async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        let name = "runtime.v1.RuntimeService/PodSandboxStats";
-        self.call(name, request, |_, _| not_yet("PodSandboxStats", "use ListContainerStats")).await
+        self.call("runtime.v1.RuntimeService/PodSandboxStats", request, |cx, q| self.measure_pod(cx, q)).await
     }
 
     async fn list_pod_sandbox_stats(&self, request: Request<ListPodSandboxStatsRequest>) -> Answer<ListPodSandboxStatsResponse> {
-        let name = "runtime.v1.RuntimeService/ListPodSandboxStats";
-        self.call(name, request, |_, _| not_yet("ListPodSandboxStats", "use ListContainerStats")).await
-    }
-
-    async fn checkpoint_container(&self, request: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
-        let name = "runtime.v1.RuntimeService/CheckpointContainer";
-        self.call(name, request, |_, _| not_yet("CheckpointContainer", "there is no substitute")).await
-    }
-
-    async fn update_pod_sandbox_resources(
-        &self,
-        request: Request<UpdatePodSandboxResourcesRequest>,
-    ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        let name = "runtime.v1.RuntimeService/UpdatePodSandboxResources";
-        self.call(name, request, |_, _| not_yet("UpdatePodSandboxResources", "use UpdateContainerResources")).await
+        self.call("runtime.v1.RuntimeService/ListPodSandboxStats", request, |cx, q| async move {
+            Ok(ListPodSandboxStatsResponse { stats: self.measure_pods(&cx, q.filter).await? })
+        })
+        .await
     }
 
     async fn list_metric_descriptors(&self, request: Request<ListMetricDescriptorsRequest>) -> Answer<ListMetricDescriptorsResponse> {
-        let name = "runtime.v1.RuntimeService/ListMetricDescriptors";
-        self.call(name, request, |_, _| not_yet("ListMetricDescriptors", "read /metrics")).await
+        self.call("runtime.v1.RuntimeService/ListMetricDescriptors", request, |cx, _| async move {
+            Ok(ListMetricDescriptorsResponse { descriptors: self.stats().call(&cx, stats::Descriptors).await? })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(&self, request: Request<ListPodSandboxMetricsRequest>) -> Answer<ListPodSandboxMetricsResponse> {
-        let name = "runtime.v1.RuntimeService/ListPodSandboxMetrics";
-        self.call(name, request, |_, _| not_yet("ListPodSandboxMetrics", "read /metrics")).await
+        self.call("runtime.v1.RuntimeService/ListPodSandboxMetrics", request, |cx, _| async move {
+            Ok(ListPodSandboxMetricsResponse { pod_metrics: self.stats().call(&cx, stats::Metrics).await? })
+        })
+        .await
     }
 
     async fn get_container_events(&self, request: Request<GetEventsRequest>) -> Answer<BoxStream<ContainerEventResponse>> {
-        let name = "runtime.v1.RuntimeService/GetContainerEvents";
-        self.call(name, request, |_, _| not_yet("GetContainerEvents", "list containers")).await
+        self.call("runtime.v1.RuntimeService/GetContainerEvents", request, |_, _| async { Ok(self.container_events()) }).await
     }
 
     async fn stream_pod_sandboxes(&self, request: Request<StreamPodSandboxesRequest>) -> Answer<BoxStream<StreamPodSandboxesResponse>> {
-        let name = "runtime.v1.RuntimeService/StreamPodSandboxes";
-        self.call(name, request, |_, _| not_yet("StreamPodSandboxes", "use ListPodSandbox")).await
+        self.call("runtime.v1.RuntimeService/StreamPodSandboxes", request, |cx, q| async move {
+            let items = lists::pods(&*self.picture(&cx).await?, q.filter.as_ref());
+            Ok(feed::parts(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+        })
+        .await
     }
 
     async fn stream_containers(&self, request: Request<StreamContainersRequest>) -> Answer<BoxStream<StreamContainersResponse>> {
-        let name = "runtime.v1.RuntimeService/StreamContainers";
-        self.call(name, request, |_, _| not_yet("StreamContainers", "use ListContainers")).await
+        self.call("runtime.v1.RuntimeService/StreamContainers", request, |cx, q| async move {
+            let items = lists::containers(&*self.picture(&cx).await?, q.filter.as_ref());
+            Ok(feed::parts(items, |containers| StreamContainersResponse { containers }))
+        })
+        .await
     }
 
     async fn stream_container_stats(
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Answer<BoxStream<StreamContainerStatsResponse>> {
-        let name = "runtime.v1.RuntimeService/StreamContainerStats";
-        self.call(name, request, |_, _| not_yet("StreamContainerStats", "use ListContainerStats")).await
+        self.call("runtime.v1.RuntimeService/StreamContainerStats", request, |cx, q| async move {
+            let items = self.measure_containers(&cx, q.filter).await?;
+            Ok(feed::parts(items, |container_stats| StreamContainerStatsResponse { container_stats }))
+        })
+        .await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<BoxStream<StreamPodSandboxStatsResponse>> {
-        let name = "runtime.v1.RuntimeService/StreamPodSandboxStats";
-        self.call(name, request, |_, _| not_yet("StreamPodSandboxStats", "use ListContainerStats")).await
+        self.call("runtime.v1.RuntimeService/StreamPodSandboxStats", request, |cx, q| async move {
+            let items = self.measure_pods(&cx, q.filter).await?;
+            Ok(feed::parts(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+        })
+        .await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         request: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<BoxStream<StreamPodSandboxMetricsResponse>> {
-        let name = "runtime.v1.RuntimeService/StreamPodSandboxMetrics";
-        self.call(name, request, |_, _| not_yet("StreamPodSandboxMetrics", "read /metrics")).await
+        self.call("runtime.v1.RuntimeService/StreamPodSandboxMetrics", request, |cx, _| async move {
+            let items = self.stats().call(&cx, stats::Metrics).await?;
+            Ok(feed::parts(items, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
+        })
+        .await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        let actor = self.sandboxes();
+        self.call("runtime.v1.RuntimeService/UpdatePodSandboxResources", request, |cx, mut q| async move {
+            q.pod_sandbox_id = self.pod_id(q.pod_sandbox_id)?;
+            actor.call(&cx, pods::UpdatePod { request: q }).await?;
+            Ok(UpdatePodSandboxResourcesResponse {})
+        })
+        .await
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        self.call("runtime.v1.RuntimeService/Exec", request, |cx, q| self.open_exec(cx, q)).await
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        self.call("runtime.v1.RuntimeService/Attach", request, |cx, q| self.open_attach(cx, q)).await
+    }
+
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        self.call("runtime.v1.RuntimeService/PortForward", request, |cx, q| self.open_port_forward(cx, q)).await
+    }
+
+    async fn checkpoint_container(&self, request: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
+        let name = "runtime.v1.RuntimeService/CheckpointContainer";
+        self.call(name, request, |_, _| not_yet("CheckpointContainer", "there is no substitute")).await
     }
 }

@@ -1,0 +1,99 @@
+//! Sessions of clients: execs with streams of their own, and clients attached to a container's streams. This actor makes the FIFOs and drives the shim;
+//! whoever serves the client opens them and copies, so no byte of a stream passes through an actor.
+use crate::exec::PROCESS;
+use crate::link::{self, rpc};
+use crate::{bundle, pod::Pod};
+use kernel::{Cx, Fault, Result, ResultExt};
+use messages::task::{CloseInput, CloseSession, JoinStreams, OpenSession, Resize, RunExec, Session, WaitExec};
+use proto::prost_types::Any;
+use proto::task as api;
+use std::rc::Rc;
+
+impl Pod {
+    /// Makes the FIFOs.
+    pub async fn open_session(self: Rc<Self>, _: Cx, m: OpenSession) -> Result<Session> {
+        let container = self.container(&m.id)?;
+        if container.ended().is_some() {
+            return Err(Fault::failed_precondition(format!("container {} has ended", m.id)));
+        }
+        let dir = bundle::fifos(&self.args, &self.id);
+        std::fs::create_dir_all(&dir).context("make the directory of FIFOs")?;
+        let exec_id = uuid::Uuid::new_v4().simple().to_string();
+        let make = |wanted: bool, name: &str| -> Result<String> {
+            if !wanted {
+                return Ok(String::new());
+            }
+            let path = dir.join(format!("{exec_id}-{name}"));
+            bundle::fifo(&path, 0o600)?;
+            Ok(path.display().to_string())
+        };
+        Ok(Session { stdin: make(m.stdin, "in")?, stdout: make(m.stdout, "out")?, stderr: make(m.stderr, "err")?, exec_id })
+    }
+
+    /// Adds and starts the process.
+    pub async fn run_session(self: Rc<Self>, cx: Cx, m: RunExec) -> Result<()> {
+        cx.attr("container.id", &m.id);
+        let link = self.link(&cx).await?;
+        let Session { exec_id, stdin, stdout, stderr } = m.session;
+        let spec = Some(Any { type_url: PROCESS.into(), value: m.process });
+        let add = api::ExecProcessRequest { id: m.id.clone(), exec_id: exec_id.clone(), terminal: m.terminal, stdin, stdout, stderr, spec };
+        let limit = self.args.timeouts.call;
+        self.watch_for_silence(rpc(&cx, "Task/Exec", limit, |c| link.task.exec(c, &add)).await)?;
+        let start = api::StartRequest { id: m.id, exec_id };
+        self.watch_for_silence(rpc(&cx, "Task/Start", limit, |c| link.task.start(c, &start)).await)?;
+        self.collect_spans(&cx, &link);
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub async fn wait_session(self: Rc<Self>, cx: Cx, m: WaitExec) -> Result<i32> {
+        let link = self.link(&cx).await?;
+        Ok(link::wait(&cx, &link.task, &m.id, &m.exec_id).await?.exit_status as i32)
+    }
+
+    /// Attaches.
+    pub async fn join_streams(self: Rc<Self>, cx: Cx, m: JoinStreams) -> Result<()> {
+        self.container(&m.id)?;
+        let link = self.link(&cx).await?;
+        let request = proto::shim::AttachRequest {
+            container_id: m.id,
+            stdin_fifo: m.session.stdin,
+            stdout_fifo: m.session.stdout,
+            stderr_fifo: m.session.stderr,
+        };
+        self.watch_for_silence(rpc(&cx, "Shim/Attach", self.args.timeouts.call, |c| link.shim.attach(c, &request)).await)
+    }
+
+    /// Sets a terminal's size.
+    pub async fn resize(self: Rc<Self>, cx: Cx, m: Resize) -> Result<()> {
+        let link = self.link(&cx).await?;
+        let request = api::ResizePtyRequest { id: m.id, exec_id: m.exec_id, width: m.width.into(), height: m.height.into() };
+        self.watch_for_silence(rpc(&cx, "Task/ResizePty", self.args.timeouts.call, |c| link.task.resize_pty(c, &request)).await)
+    }
+
+    /// Ends the input.
+    pub async fn close_input(self: Rc<Self>, cx: Cx, m: CloseInput) -> Result<()> {
+        let link = self.link(&cx).await?;
+        let request = api::CloseIoRequest { id: m.id, exec_id: m.exec_id, stdin: true };
+        self.watch_for_silence(rpc(&cx, "Task/CloseIO", self.args.timeouts.call, |c| link.task.close_io(c, &request)).await)
+    }
+
+    /// Gives it back. The FIFOs go in any case.
+    pub async fn close_session(self: Rc<Self>, cx: Cx, m: CloseSession) -> Result<()> {
+        for path in [&m.session.stdin, &m.session.stdout, &m.session.stderr] {
+            if !path.is_empty() {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        if !m.exec || self.is_gone() {
+            return Ok(());
+        }
+        let link = self.link(&cx).await?;
+        self.kill_exec(&cx, &link, &m.id, &m.session.exec_id).await;
+        let delete = api::DeleteRequest { id: m.id, exec_id: m.session.exec_id };
+        match rpc(&cx, "Task/Delete", self.args.timeouts.cleanup, |c| link.task.delete(c, &delete)).await {
+            Err(f) if !f.is_not_found() => Err(f),
+            _ => Ok(()),
+        }
+    }
+}
