@@ -58,15 +58,43 @@ impl Cgroup {
     /// The figures, as containerd packs them.
     pub fn metrics(&self) -> Any {
         if self.memory.as_ref().is_some_and(|d| d.join("memory.current").exists()) {
-            let cpu = cgroups2::CpuStat { usage_usec: keyed(&self.cpu, "cpu.stat", "usage_usec"), ..Default::default() };
+            let cpu = |key| keyed(&self.cpu, "cpu.stat", key);
+            let cpu = cgroups2::CpuStat {
+                usage_usec: cpu("usage_usec"),
+                user_usec: cpu("user_usec"),
+                system_usec: cpu("system_usec"),
+                nr_periods: cpu("nr_periods"),
+                nr_throttled: cpu("nr_throttled"),
+                throttled_usec: cpu("throttled_usec"),
+                ..Default::default()
+            };
             let memory = cgroups2::MemoryStat {
                 usage: number(&self.memory, "memory.current"),
                 usage_limit: number(&self.memory, "memory.max"),
                 inactive_file: keyed(&self.memory, "memory.stat", "inactive_file"),
+                active_file: keyed(&self.memory, "memory.stat", "active_file"),
+                anon: keyed(&self.memory, "memory.stat", "anon"),
+                file: keyed(&self.memory, "memory.stat", "file"),
+                pgfault: keyed(&self.memory, "memory.stat", "pgfault"),
+                pgmajfault: keyed(&self.memory, "memory.stat", "pgmajfault"),
+                swap_usage: number(&self.memory, "memory.swap.current"),
+                swap_limit: number(&self.memory, "memory.swap.max"),
+                ..Default::default()
+            };
+            let events = cgroups2::MemoryEvents {
+                oom: keyed(&self.memory, "memory.events", "oom"),
+                oom_kill: keyed(&self.memory, "memory.events", "oom_kill"),
+                max: keyed(&self.memory, "memory.events", "max"),
                 ..Default::default()
             };
             let pids = cgroups2::PidsStat { current: number(&self.pids, "pids.current"), limit: number(&self.pids, "pids.max") };
-            return proto::any(&cgroups2::Metrics { cpu: Some(cpu), memory: Some(memory), pids: Some(pids), ..Default::default() });
+            return proto::any(&cgroups2::Metrics {
+                cpu: Some(cpu),
+                memory: Some(memory),
+                pids: Some(pids),
+                memory_events: Some(events),
+                ..Default::default()
+            });
         }
         let usage = cgroups1::CpuUsage { total: number(&self.cpu, "cpuacct.usage"), ..Default::default() };
         let entry = cgroups1::MemoryEntry {
@@ -78,13 +106,25 @@ impl Cgroup {
         let memory = cgroups1::MemoryStat {
             usage: Some(entry),
             total_inactive_file: keyed(&self.memory, "memory.stat", "total_inactive_file"),
+            total_active_file: keyed(&self.memory, "memory.stat", "total_active_file"),
+            total_rss: keyed(&self.memory, "memory.stat", "total_rss"),
+            total_cache: keyed(&self.memory, "memory.stat", "total_cache"),
+            total_pg_fault: keyed(&self.memory, "memory.stat", "total_pgfault"),
+            total_pg_maj_fault: keyed(&self.memory, "memory.stat", "total_pgmajfault"),
             ..Default::default()
+        };
+        let control = |key| keyed(&self.memory, "memory.oom_control", key);
+        let oom = cgroups1::MemoryOomControl {
+            oom_kill_disable: control("oom_kill_disable"),
+            under_oom: control("under_oom"),
+            oom_kill: control("oom_kill"),
         };
         let pids = cgroups1::PidsStat { current: number(&self.pids, "pids.current"), limit: number(&self.pids, "pids.max") };
         proto::any(&cgroups1::Metrics {
             cpu: Some(cgroups1::CpuStat { usage: Some(usage), throttling: None }),
             memory: Some(memory),
             pids: Some(pids),
+            memory_oom_control: Some(oom),
             ..Default::default()
         })
     }

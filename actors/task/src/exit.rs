@@ -114,6 +114,10 @@ impl Pod {
     pub fn told(&self, id: &str, exit: Exit) {
         if let Ok(c) = self.container(id) {
             c.announced.set(true);
+            if exit.code == KILLED && c.watched.get() {
+                // The kernel may have killed it: the other witness asks for the reason, and settles with it.
+                return;
+            }
             let oom = c.oom.get();
             c.settle(Exit { oom, ..exit });
         }

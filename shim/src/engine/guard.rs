@@ -25,6 +25,12 @@ pub fn normalise(bundle: &Path) -> io::Result<()> {
     if let Some(devices) = config.pointer_mut("/linux/devices").and_then(Value::as_array_mut) {
         devices.retain(|d| !d["path"].as_str().is_some_and(|p| DEVICES.contains(&p)));
     }
+    // The engine knows the names without `r` only; it applies them recursively anyhow.
+    if let Some(propagation) = config.pointer_mut("/linux/rootfsPropagation")
+        && let Some(plain) = propagation.as_str().and_then(|p| p.strip_prefix('r'))
+    {
+        *propagation = plain.to_owned().into();
+    }
     std::fs::write(&path, config.to_string())
 }
 

@@ -197,8 +197,7 @@ pub fn build(input: &Input<'_>) -> Result<Value> {
         oci.insert("maskedPaths".into(), or(&context.masked_paths, security::MASKED));
         oci.insert("readonlyPaths".into(), or(&context.readonly_paths, security::READ_ONLY));
     }
-    let propagates = config.mounts.iter().any(|m| m.propagation != 0);
-    oci.insert("rootfsPropagation".into(), if propagates { "rslave" } else { "private" }.into());
+    oci.insert("rootfsPropagation".into(), mounts::root_propagation(&mounts).into());
     if let Some(profile) = security::seccomp(context.seccomp.as_ref(), privileged, &input.settings.unset_seccomp, &caps)? {
         oci.insert("seccomp".into(), profile);
     }

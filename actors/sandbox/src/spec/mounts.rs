@@ -64,8 +64,14 @@ fn one(m: &cri::Mount) -> Result<Value> {
         Err(e) => return Err(what(e)),
     };
     let propagation = match MountPropagation::try_from(m.propagation) {
-        Ok(MountPropagation::PropagationBidirectional) => "rshared",
-        Ok(MountPropagation::PropagationHostToContainer) => "rslave",
+        Ok(MountPropagation::PropagationBidirectional) => {
+            peers(&source, &["shared:"])?;
+            "rshared"
+        }
+        Ok(MountPropagation::PropagationHostToContainer) => {
+            peers(&source, &["shared:", "master:"])?;
+            "rslave"
+        }
         _ => "rprivate",
     };
     let access = match (m.readonly, m.recursive_read_only) {
@@ -74,6 +80,37 @@ fn one(m: &cri::Mount) -> Result<Value> {
         (false, _) => "rw",
     };
     Ok(mount(&m.container_path, "bind", &source.to_string_lossy(), &["rbind", propagation, access]))
+}
+
+/// Propagation needs a host mount that takes part in it.
+fn peers(source: &Path, kinds: &[&str]) -> Result<()> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(Fault::from)?;
+    let place = |line: &str| Some(line.split(' ').nth(4)?.replace("\\040", " "));
+    let found = text.lines().filter(|l| place(l).is_some_and(|p| source.starts_with(p)));
+    // The longest path is the mount that the source lies on; of equals the last one covers the others.
+    let on = found.max_by_key(|l| place(l).map_or(0, |p| p.len())).unwrap_or_default();
+    let optional = on.split(' ').skip(6).take_while(|f| *f != "-");
+    if optional.into_iter().any(|f| kinds.iter().any(|k| f.starts_with(k))) {
+        return Ok(());
+    }
+    let wanted = if kinds.len() > 1 { "shared or slave" } else { "shared" };
+    Err(Fault::failed_precondition(format!(
+        "path {:?} is mounted on {:?} but it is not a {wanted} mount",
+        source,
+        place(on).unwrap_or_default()
+    )))
+}
+
+/// What the root file system's propagation must be for these mounts: the strongest of theirs.
+pub fn root_propagation(mounts: &[Value]) -> &'static str {
+    let has = |kind: &str| mounts.iter().any(|m| m["options"].as_array().is_some_and(|o| o.iter().any(|o| o == kind)));
+    if has("rshared") {
+        "rshared"
+    } else if has("rslave") {
+        "rslave"
+    } else {
+        "private"
+    }
 }
 
 #[cfg(test)]
