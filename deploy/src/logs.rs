@@ -1,8 +1,8 @@
-//! Logs: text or JSON lines on standard error. Inside a request every line carries `trace_id` and `span_id`, which the kernel puts on its spans.
+//! Logs: text or JSON lines on standard error. Inside a request every line carries `trace_id` and `span_id`, as the kernel knows them.
 use std::fmt;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -16,7 +16,27 @@ pub fn init(level: &str, format: &str) {
     let filter = std::env::var("TROUPE_LOG")
         .unwrap_or_else(|_| format!("{level},h2=warn,hyper=warn,tonic=warn,ttrpc=warn,reqwest=warn,rustls=warn"));
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    if format == "json" { builder.event_format(Json).init() } else { builder.with_ansi(false).with_target(false).init() }
+    if format == "json" {
+        builder.event_format(Json).init()
+    } else {
+        builder.with_ansi(false).event_format(Text(Format::default().with_target(false).with_ansi(false))).init()
+    }
+}
+
+/// The usual line, and the trace behind it.
+struct Text(Format);
+
+impl<S, N> FormatEvent<S, N> for Text
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, cx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some((trace, span)) = kernel::current() else { return self.0.format_event(cx, writer, event) };
+        let mut line = String::new();
+        self.0.format_event(cx, Writer::new(&mut line), event)?;
+        writeln!(writer, "{} trace_id={trace} span_id={span}", line.trim_end())
+    }
 }
 
 /// One JSON object a line, with containerd's names: `time`, `level`, `msg`.
@@ -49,17 +69,11 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, cx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
-        if let Some(scope) = cx.event_scope() {
-            for span in scope.from_root() {
-                // The text formatter's fields are `key=value` pairs separated by blanks; the kernel's spans hold ids and names only.
-                if let Some(formatted) = span.extensions().get::<tracing_subscriber::fmt::FormattedFields<N>>() {
-                    for (key, value) in formatted.split(' ').filter_map(|pair| pair.split_once('=')) {
-                        fields.0.insert(key.into(), value.trim_matches('"').into());
-                    }
-                }
-            }
+        if let Some((trace, span)) = kernel::current() {
+            fields.0.insert("trace_id".into(), trace.into());
+            fields.0.insert("span_id".into(), span.into());
         }
         event.record(&mut fields);
         fields.0.insert("level".into(), event.metadata().level().as_str().to_lowercase().into());

@@ -85,13 +85,49 @@ pub(crate) struct Entry {
     pub stopping: AtomicBool,
     pub phase: watch::Sender<(u64, Phase)>,
     pub last_crash: Mutex<String>,
+    /// The last crash in full: where, the messages before it, the backtrace.
+    pub report: Mutex<String>,
+    /// Names and traces of the last messages taken.
+    recent: Mutex<VecDeque<(&'static str, u128)>>,
     pub restarts: AtomicU64,
     pub handled: AtomicU64,
     pub queue_wait: prometheus::Histogram,
     pub handle_time: prometheus::Histogram,
 }
 
+/// Messages kept for a crash report.
+const RECENT: usize = 8;
+
 impl Entry {
+    pub fn new(name: Arc<str>, spec: Spec, queue_wait: prometheus::Histogram, handle_time: prometheus::Histogram) -> Entry {
+        Entry {
+            queue: Queue::new(spec.mailbox),
+            name,
+            spec,
+            generation: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            phase: watch::channel((0, Phase::Starting)).0,
+            last_crash: Mutex::default(),
+            report: Mutex::default(),
+            recent: Mutex::default(),
+            restarts: AtomicU64::new(0),
+            handled: AtomicU64::new(0),
+            queue_wait,
+            handle_time,
+        }
+    }
+    /// Notes a message that is taken.
+    pub fn took(&self, message: &'static str, trace: u128) {
+        let mut recent = self.recent.lock();
+        if recent.len() >= RECENT {
+            recent.pop_front();
+        }
+        recent.push_back((message, trace));
+    }
+    /// The last messages, oldest first.
+    pub fn recent(&self) -> Vec<String> {
+        self.recent.lock().iter().map(|(message, trace)| format!("{message} (trace {trace:032x})")).collect()
+    }
     pub fn running(&self) {
         self.phase.send_modify(|p| p.1 = Phase::Running);
     }
@@ -162,6 +198,7 @@ impl<P: Protocol> Addr<P> {
         if let Some(rule) = &chaos {
             rule.before(M::NAME).await.map_err(|f| (f, false))?;
         }
+        let twin = chaos.as_ref().filter(|c| c.fault == crate::chaos::FaultKind::Duplicate).and_then(|_| m.again());
         let permit = match entry.queue.room.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) if cx.0.layer == u8::MAX => {
@@ -183,6 +220,24 @@ impl<P: Protocol> Addr<P> {
             taken: taken.clone(),
             _permit: permit,
         });
+        if let Some(twin) = twin
+            && let Ok(permit) = entry.queue.room.clone().try_acquire_owned()
+        {
+            // Nobody waits for the second answer.
+            let (reply, _) = oneshot::channel();
+            entry.queue.push(Env {
+                name: M::NAME,
+                type_id: TypeId::of::<M>(),
+                body: Box::new(twin),
+                cx: cx.clone(),
+                enqueued: Instant::now(),
+                start: SystemTime::now(),
+                reply,
+                chaos: None,
+                taken: Arc::default(),
+                _permit: permit,
+            });
+        }
         loop {
             tokio::select! {
                 biased;

@@ -55,9 +55,10 @@ impl Pool {
     ) -> Result<T> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (pool, actor) = (self.clone(), cx.0.actor.clone());
+        let (pool, actor, inside) = (self.clone(), cx.0.actor.clone(), cx.clone());
         self.submit(Box::new(move || {
             pool.state.lock().running.insert(id, (name, actor, Instant::now(), false));
+            let _entered = crate::scope::enter(&inside);
             let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(Fault::internal(format!("{name} panicked"))));
             let mut state = pool.state.lock();
             if let Some((.., true)) = state.running.remove(&id) {

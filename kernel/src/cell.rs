@@ -1,5 +1,6 @@
 //! The guarded cell: one generation of one actor, hosted by actix. No panic ever reaches actix; the mailbox is outside and survives.
 use crate::addr::{Entry, Env};
+use crate::chaos::FaultKind;
 use crate::cx::Cx;
 use crate::recorder::SpanKind;
 use crate::{Actor, Fault, Reply, Result, Routes};
@@ -15,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{self, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Messages handled before other actors of the thread get their turn.
 const BUDGET: usize = 32;
@@ -35,7 +36,7 @@ pub(crate) fn spawn_local(cx: Cx, f: impl Future<Output = ()> + 'static) {
 /// How a generation ended.
 pub(crate) enum End {
     /// Panicked or failed to start.
-    Crash(String),
+    Crash(String, crate::crash::Trace),
     /// Asked to stop.
     Stopped,
     /// Another generation took over: by the watchdog, or with an actor that this one depends on.
@@ -129,7 +130,7 @@ impl<A: Actor> Future for Pump<A> {
         CURRENT.with(|c| *c.borrow_mut() = None);
         match result {
             Ok(poll) => poll,
-            Err(panic) => Poll::Ready(End::Crash(text(panic))),
+            Err(panic) => Poll::Ready(End::Crash(text(panic), crate::crash::take())),
         }
     }
 }
@@ -148,7 +149,7 @@ impl<A: Actor> Pump<A> {
                         None => Poll::Pending,
                     };
                 }
-                Poll::Ready(Err(e)) => return Poll::Ready(End::Crash(format!("start failed: {e}"))),
+                Poll::Ready(Err(e)) => return Poll::Ready(End::Crash(format!("start failed: {e}"), Default::default())),
                 Poll::Ready(Ok(actor)) => {
                     self.state = State::Running(Box::new(actor));
                     self.entry.running();
@@ -192,7 +193,7 @@ impl<A: Actor> Pump<A> {
                 self.ops.push(Box::pin(Caught(Box::pin(f))));
             }
             match self.ops.poll_next_unpin(t) {
-                Poll::Ready(Some(Err(panic))) => return Some(End::Crash(panic)),
+                Poll::Ready(Some(Err(panic))) => return Some(End::Crash(panic, crate::crash::take())),
                 Poll::Ready(Some(Ok(()))) => {}
                 Poll::Ready(None) | Poll::Pending => {
                     if self.spawned.borrow().is_empty() {
@@ -212,6 +213,7 @@ fn serve<A: Actor>(env: Env, actor: &mut A, routes: &Routes<A>, me: &Cx, entry: 
         i.actor = me.0.actor.clone();
         i.generation = me.0.generation;
         i.layer = me.0.layer;
+        i.calls = me.0.calls;
         i.span = crate::cx::random();
     });
     let finish = {
@@ -232,18 +234,31 @@ fn serve<A: Actor>(env: Env, actor: &mut A, routes: &Routes<A>, me: &Cx, entry: 
         finish(reply, Err(Fault::unimplemented(format!("{} does not handle {}", entry.name, name))));
         return None;
     };
-    let panics = chaos.as_ref().is_some_and(|c| c.fault == crate::chaos::FaultKind::Panic);
+    entry.took(name, cx.0.trace);
+    let _entered = crate::scope::enter(&cx);
+    let panics = chaos.as_ref().is_some_and(|c| c.fault == FaultKind::Panic);
     if panics {
         #[allow(clippy::panic, reason = "an injected panic is what was asked for")]
         std::panic::panic_any(format!("injected by chaos rule {} at {}", chaos.as_ref().map_or(0, |c| c.id), name));
     }
+    match chaos.as_ref().map(|c| (c.fault, c.delay_ms)) {
+        Some((FaultKind::Hang, _)) => {
+            return Some(Box::pin(async move {
+                let _never = reply;
+                std::future::pending().await
+            }));
+        }
+        Some((FaultKind::Block, ms)) => std::thread::sleep(Duration::from_millis(if ms == 0 { 60_000 } else { ms })),
+        _ => {}
+    }
+    let scope = cx.clone();
     match route(actor, body, cx) {
         ErasedReply::Now(result) => {
             finish(reply, result);
             None
         }
         ErasedReply::Op(f) => Some(Box::pin(async move {
-            let result = f.await;
+            let result = crate::scope::Scoped::new(scope, f).await;
             finish(reply, result);
         })),
     }

@@ -17,10 +17,12 @@ pub enum FaultKind {
     Delay,
     /// Never delivered.
     Drop,
-    /// Delivered twice.
+    /// Delivered twice; only messages that may be redelivered can be.
     Duplicate,
     /// Delivered, never answered.
     Hang,
+    /// The receiver's thread is blocked while it handles the message, for `delay_ms` or a minute: what the watchdog is for.
+    Block,
 }
 
 /// A rule.
@@ -43,7 +45,7 @@ pub struct Rule {
     /// Hits with this probability.
     #[serde(default)]
     pub probability: Option<f64>,
-    /// Milliseconds for `delay`.
+    /// Milliseconds for `delay` and `block`.
     #[serde(default)]
     pub delay_ms: u64,
     /// Matches so far.
@@ -62,8 +64,8 @@ impl Rule {
                 tokio::time::sleep(Duration::from_millis(self.delay_ms)).await;
                 Ok(())
             }
-            FaultKind::Drop | FaultKind::Hang => std::future::pending().await,
-            FaultKind::Panic | FaultKind::Duplicate => Ok(()),
+            FaultKind::Drop => std::future::pending().await,
+            FaultKind::Panic | FaultKind::Duplicate | FaultKind::Hang | FaultKind::Block => Ok(()),
         }
     }
 }

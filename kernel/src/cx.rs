@@ -1,6 +1,7 @@
 //! The context that travels with every piece of work: trace, deadline, operation, and who is doing it.
 use crate::operation::Op;
 use crate::recorder::{Raw, SpanKind};
+use crate::scope::Scoped;
 use crate::{Fault, Result, System};
 use parking_lot::Mutex;
 use std::borrow::Cow;
@@ -21,6 +22,8 @@ pub(crate) struct Inner {
     pub actor: Arc<str>,
     pub generation: u64,
     pub layer: u8,
+    /// Whom the actor may call; empty = whoever is below it.
+    pub calls: &'static [&'static str],
     pub attrs: Mutex<Vec<(String, String)>>,
 }
 
@@ -51,6 +54,7 @@ impl Cx {
             actor: i.actor.clone(),
             generation: i.generation,
             layer: i.layer,
+            calls: i.calls,
             attrs: Mutex::default(),
         };
         change(&mut inner);
@@ -109,6 +113,10 @@ impl Cx {
     pub fn attr(&self, key: &'static str, value: impl std::fmt::Display) {
         self.0.attrs.lock().push((key.to_owned(), value.to_string()));
     }
+    /// Polls a future as work of this context, so that its log lines carry trace and span.
+    pub fn scope<F: Future>(&self, future: F) -> Scoped<F> {
+        Scoped::new(self.clone(), future)
+    }
     /// One named step: the operation's current step, and a span with its outcome.
     pub async fn run<T, F, Fut>(&self, step: impl Into<Cow<'static, str>>, f: F) -> Result<T>
     where
@@ -119,8 +127,11 @@ impl Cx {
         let child = self.derive(|i| i.span = random());
         let before = self.0.op.step(name.clone());
         let (start, began) = (SystemTime::now(), Instant::now());
-        let result = f(child.clone()).await;
-        self.0.op.step(before);
+        let result = Scoped::new(child.clone(), f(child.clone())).await;
+        if result.is_ok() {
+            // After a failure the step stays, so that the error can name it.
+            self.0.op.step(before);
+        }
         child.push(SpanKind::Step, self.0.span, name, start, Duration::ZERO, began.elapsed(), result.as_ref().err());
         result
     }
@@ -184,9 +195,12 @@ impl Cx {
             i.span = random();
         });
         cx.attr("linked_trace", parent);
-        crate::cell::spawn_local(cx.clone(), async move {
-            f(cx).await;
-            drop(op);
-        });
+        crate::cell::spawn_local(
+            cx.clone(),
+            Scoped::new(cx.clone(), async move {
+                f(cx).await;
+                drop(op);
+            }),
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! The system: names, threads, supervision, watchdog, operations.
-use crate::addr::{Addr, Entry, Phase, Queue};
+use crate::addr::{Addr, Entry, Phase};
 use crate::blocking::{BlockingInfo, Pool};
 use crate::cell::{self, End};
 use crate::chaos::Chaos;
 use crate::cx::{Cx, Inner as CxInner, random};
 use crate::manifest::{Isolation, Manifest, Restart, Strategy};
+use crate::metrics::Metrics;
 use crate::operation::{Op, OpInfo, Operation, new_trace, parse_traceparent};
 use crate::recorder::{Recorder, SpanRecord};
 use crate::thread::Home;
@@ -16,7 +17,6 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::watch;
 
 /// How to boot.
 #[derive(Clone, Debug)]
@@ -59,35 +59,6 @@ struct Inner {
     down: AtomicBool,
 }
 
-struct Metrics {
-    registry: prometheus::Registry,
-    queue_wait: prometheus::HistogramVec,
-    handle: prometheus::HistogramVec,
-    restarts: prometheus::IntCounterVec,
-}
-
-impl Metrics {
-    fn new() -> Result<Metrics> {
-        let e = |e: prometheus::Error| Fault::internal(e.to_string());
-        let buckets = vec![1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0];
-        let registry = prometheus::Registry::new();
-        let h = |name: &str, help: &str| {
-            prometheus::HistogramVec::new(prometheus::HistogramOpts::new(name, help).buckets(buckets.clone()), &["actor"])
-        };
-        let queue_wait = h("troupe_actor_queue_wait_seconds", "Time of messages in mailboxes.").map_err(e)?;
-        let handle = h("troupe_actor_handle_seconds", "Time from taking a message to its answer.").map_err(e)?;
-        let restarts =
-            prometheus::IntCounterVec::new(prometheus::Opts::new("troupe_actor_restarts_total", "Restarts."), &["actor", "reason"])
-                .map_err(e)?;
-        for c in
-            [Box::new(queue_wait.clone()) as Box<dyn prometheus::core::Collector>, Box::new(handle.clone()), Box::new(restarts.clone())]
-        {
-            registry.register(c).map_err(e)?;
-        }
-        Ok(Metrics { registry, queue_wait, handle, restarts })
-    }
-}
-
 /// An actor, for `troupe actors`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ActorInfo {
@@ -111,6 +82,8 @@ pub struct ActorInfo {
     pub handled: u64,
     /// Text of the last crash.
     pub last_crash: String,
+    /// The last crash in full: where, the messages before it, the backtrace.
+    pub crash_report: String,
     /// Thread.
     pub thread: String,
 }
@@ -149,6 +122,8 @@ impl System {
             next_home: AtomicU64::new(0),
             down: AtomicBool::new(false),
         }));
+        crate::crash::install();
+        system.0.metrics.watch(&system)?;
         let watch = Arc::downgrade(&system.0);
         tokio::spawn(async move {
             loop {
@@ -169,11 +144,17 @@ impl System {
     pub(crate) fn entry(&self, name: &str) -> Option<Arc<Entry>> {
         self.0.entries.get(name).map(|e| e.clone())
     }
-    /// The downhill rule.
+    /// The downhill rule, and the manifest's list of callees.
     pub(crate) fn may_call(&self, cx: &Cx, to: &Entry) -> Result<()> {
         let from = &cx.0;
-        if from.layer == u8::MAX || from.layer > to.spec.layer {
+        if from.layer == u8::MAX {
             return Ok(());
+        }
+        if from.layer > to.spec.layer {
+            if from.calls.is_empty() || from.calls.contains(&to.spec.name) {
+                return Ok(());
+            }
+            return Err(Fault::failed_precondition(format!("{} may not call {}: the manifest does not say so", from.actor, to.name)));
         }
         Err(Fault::failed_precondition(format!(
             "{} (layer {}) may not call {} (layer {}): requests go downhill",
@@ -227,19 +208,9 @@ impl System {
     async fn launch<A: Actor>(&self, name: Arc<str>, args: A::Args) -> Result<()> {
         let template = A::Proto::ACTOR;
         let spec = *self.0.manifest.find(template).ok_or_else(|| Fault::invalid_argument(format!("{template} is not in the manifest")))?;
-        let entry = Arc::new(Entry {
-            name: name.clone(),
-            spec,
-            queue: Queue::new(spec.mailbox),
-            generation: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
-            phase: watch::channel((0, Phase::Starting)).0,
-            last_crash: Mutex::default(),
-            restarts: AtomicU64::new(0),
-            handled: AtomicU64::new(0),
-            queue_wait: self.0.metrics.queue_wait.with_label_values(&[template]),
-            handle_time: self.0.metrics.handle.with_label_values(&[template]),
-        });
+        let metrics = &self.0.metrics;
+        let (waits, handles) = (metrics.queue_wait.with_label_values(&[template]), metrics.handle.with_label_values(&[template]));
+        let entry = Arc::new(Entry::new(name.clone(), spec, waits, handles));
         match self.0.entries.entry(name) {
             dashmap::Entry::Occupied(e) => return Err(Fault::already_exists(format!("actor {} lives", e.key()))),
             dashmap::Entry::Vacant(v) => {
@@ -261,16 +232,18 @@ impl System {
             let generation = entry.generation.fetch_add(1, Ordering::AcqRel) + 1;
             entry.phase.send_modify(|p| *p = (generation, if generation == 1 { Phase::Starting } else { Phase::Restarting }));
             let end = self.generation::<A>(&entry, generation, args.clone()).await;
-            let crash = match end {
+            let (crash, trace) = match end {
                 End::Stopped => break,
-                End::Crash(text) => text,
+                End::Crash(text, trace) => (text, trace),
                 End::Replaced if entry.stopping.load(Ordering::Acquire) => break,
                 End::Replaced => {
                     entry.restarts.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
             };
-            tracing::error!(actor = %entry.name, generation, crash, "actor crashed");
+            let messages = entry.recent();
+            tracing::error!(actor = %entry.name, generation, crash, at = trace.location, ?messages, backtrace = trace.backtrace, "actor crashed");
+            *entry.report.lock() = format!("{crash}\nat {}\nlast messages: {}\n{}", trace.location, messages.join(", "), trace.backtrace);
             *entry.last_crash.lock() = crash.clone();
             if entry.stopping.load(Ordering::Acquire) || entry.spec.restart == Restart::Temporary {
                 break;
@@ -319,7 +292,7 @@ impl System {
     async fn generation<A: Actor>(&self, entry: &Arc<Entry>, generation: u64, args: A::Args) -> End {
         let home = match self.home(entry) {
             Ok(home) => home,
-            Err(e) => return End::Crash(format!("no thread: {e}")),
+            Err(e) => return End::Crash(format!("no thread: {e}"), Default::default()),
         };
         self.0.where_.insert(entry.name.clone(), home.clone());
         let (done, mut ended) = tokio::sync::oneshot::channel();
@@ -333,6 +306,7 @@ impl System {
             actor: entry.name.clone(),
             generation,
             layer: entry.spec.layer,
+            calls: entry.spec.calls,
             attrs: Mutex::default(),
         }));
         self.0.ops.remove(&cx.op_id());
@@ -340,10 +314,10 @@ impl System {
         home.run(move || cell::host::<A>(hosted, generation, args, cx, done));
         loop {
             tokio::select! {
-                end = &mut ended => return end.unwrap_or_else(|_| End::Crash("its thread ended".into())),
+                end = &mut ended => return end.unwrap_or_else(|_| End::Crash("its thread ended".into(), Default::default())),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {
                     if home.leaked.load(Ordering::Acquire) {
-                        return End::Crash("hung".into());
+                        return End::Crash("hung".into(), Default::default());
                     }
                 }
             }
@@ -415,6 +389,7 @@ impl System {
             actor: "-".into(),
             generation: 0,
             layer: u8::MAX,
+            calls: &[],
             attrs: Mutex::default(),
         }));
         Operation { cx, name, parent, start: SystemTime::now(), began: Instant::now(), done: false }
@@ -452,6 +427,7 @@ impl System {
                     oldest: e.queue.oldest().map(|(n, a)| (n.to_owned(), a)),
                     handled: e.handled.load(Ordering::Relaxed),
                     last_crash: e.last_crash.lock().clone(),
+                    crash_report: e.report.lock().clone(),
                     thread: self.0.where_.get(&e.name).map(|h| h.name.clone()).unwrap_or_default(),
                 }
             })
@@ -481,6 +457,19 @@ impl System {
             .collect();
         all.sort_by_key(|o| o.id);
         all
+    }
+    /// For what must not keep the system alive.
+    pub(crate) fn downgrade(&self) -> impl Fn() -> Option<System> + Send + Sync + use<> {
+        let weak = Arc::downgrade(&self.0);
+        move || weak.upgrade().map(System)
+    }
+    /// Blocking calls that were given up, ever.
+    pub(crate) fn blocking_abandoned(&self) -> u64 {
+        self.0.pool.abandoned.load(Ordering::Relaxed)
+    }
+    /// Spans that the exporter had no room for.
+    pub(crate) fn telemetry_dropped(&self) -> u64 {
+        self.0.recorder.dropped.load(Ordering::Relaxed)
     }
     /// Blocking calls under way.
     pub fn blocking_calls(&self) -> Vec<BlockingInfo> {

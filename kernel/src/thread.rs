@@ -23,6 +23,7 @@ impl Home {
         let beat = Arc::new(AtomicU64::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name(name.clone()).stack_size(2 << 20).spawn(move || {
+            crate::crash::caught_here();
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, async move {
                 while let Some(job) = inbox.recv().await {

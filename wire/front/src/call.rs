@@ -41,7 +41,7 @@ where
     let timeout = origin.timeout.map(|t| t.saturating_sub((t / 20).min(ANSWER_MARGIN)));
     let operation = system.root(origin.name, origin.traceparent, timeout);
     let cx = operation.cx.clone();
-    let guarded = AssertUnwindSafe(async { work(cx).await }).catch_unwind();
+    let guarded = cx.clone().scope(AssertUnwindSafe(async { work(cx).await }).catch_unwind());
     let answer = match timeout {
         Some(limit) => tokio::time::timeout(limit, guarded).await.unwrap_or_else(|_| Ok(Err(late(origin.name, limit)))),
         None => guarded.await,
