@@ -32,6 +32,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
         watchdog_period: Duration::from_millis(plugins.kernel.watchdog_period_ms.max(100)),
         chaos_enabled: plugins.chaos.enabled,
         chaos_seed: plugins.chaos.seed,
+        max_restarts: Some(plugins.kernel.max_restarts).filter(|n| *n > 0),
     };
     let system = System::boot(MANIFEST, options)?;
     if plugins.chaos.enabled {

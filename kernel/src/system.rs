@@ -31,10 +31,19 @@ pub struct Options {
     pub chaos_enabled: bool,
     /// Seed, 0 = random.
     pub chaos_seed: u64,
+    /// Restarts within an actor's period before it is put down, instead of the manifest's.
+    pub max_restarts: Option<u32>,
 }
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: 2, recorder_spans: 16384, watchdog_period: Duration::from_secs(1), chaos_enabled: false, chaos_seed: 0 }
+        Options {
+            threads: 2,
+            recorder_spans: 16384,
+            watchdog_period: Duration::from_secs(1),
+            chaos_enabled: false,
+            chaos_seed: 0,
+            max_restarts: None,
+        }
     }
 }
 
@@ -57,6 +66,7 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     next_home: AtomicU64,
     down: AtomicBool,
+    max_restarts: Option<u32>,
 }
 
 /// An actor, for `troupe actors`.
@@ -121,6 +131,7 @@ impl System {
             runtime: tokio::runtime::Handle::current(),
             next_home: AtomicU64::new(0),
             down: AtomicBool::new(false),
+            max_restarts: options.max_restarts,
         }));
         crate::crash::install();
         system.0.metrics.watch(&system)?;
@@ -251,6 +262,7 @@ impl System {
             entry.restarts.fetch_add(1, Ordering::Relaxed);
             self.0.metrics.restarts.with_label_values(&[entry.spec.name, if crash == "hung" { "hung" } else { "panic" }]).inc();
             let (most, period) = entry.spec.intensity;
+            let most = self.0.max_restarts.unwrap_or(most);
             crashes.retain(|c| c.elapsed() < period);
             crashes.push(Instant::now());
             if crashes.len() > most as usize {

@@ -139,6 +139,13 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
     let id = known(world, id)?.id;
     let _guard = world.lock(&id).await;
     let mut row = known(world, &id)?;
+    if row.phase == Phase::Starting {
+        // We hold the lock, so this is what an attempt left that could not write its end down.
+        settle_start(world, cx, &mut row).await?;
+        if row.phase == Phase::Running {
+            return Ok(());
+        }
+    }
     if row.phase != Phase::Created {
         return Err(Fault::failed_precondition(format!("container {id} is in state {:?}, not created", row.phase)));
     }
@@ -173,6 +180,22 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
             Err(fault.context(format!("failed to start container {id}")))
         }
     }
+}
+
+/// Ends an interrupted start: nobody was told that it started, so it begins again from where it was created, or goes on if it runs.
+pub async fn settle_start(world: &Rc<World>, cx: &Cx, row: &mut ContainerRow) -> Result<()> {
+    match world.args.tasks.call(cx, task::State { id: row.id.clone() }).await? {
+        Some(task::TaskState::Running { pid }) => (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns()),
+        _ => {
+            world.args.tasks.call(cx, task::Delete { id: row.id.clone() }).await?;
+            row.phase = Phase::Created;
+        }
+    }
+    world.save_container(cx, row).await?;
+    if row.phase == Phase::Running {
+        watch(world, cx, &row.id);
+    }
+    Ok(())
 }
 
 async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {

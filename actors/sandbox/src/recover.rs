@@ -3,7 +3,7 @@ use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
 use crate::{World, container, pod};
 use kernel::{Cx, Result};
 use messages::store::{self, table};
-use messages::task::{self, Exit, TaskState};
+use messages::task::Exit;
 use std::rc::Rc;
 
 /// Reads all rows.
@@ -57,31 +57,25 @@ async fn one_pod(world: &World, cx: &Cx, mut row: PodRow) -> Result<()> {
 }
 
 async fn one_container(world: &Rc<World>, cx: &Cx, row: &ContainerRow) -> Result<()> {
+    // A client that tries again may have come first.
+    let _guard = world.lock(&row.id).await;
+    let Some(mut row) = world.container(&row.id) else { return Ok(()) };
     match row.phase {
         Phase::Creating => return container::take_down(world, cx, &row.id).await,
         Phase::Created | Phase::Exited => return Ok(()),
         Phase::Starting | Phase::Running => {}
     }
-    let mut row = row.clone();
     if row.boot != world.boot {
         row.exit = Some(Exit { code: 255, at_ns: now_ns(), oom: false, witness: "reboot".into() });
         row.reason = ("Unknown".into(), "the node was started again".into());
         (row.phase, row.pid) = (Phase::Exited, 0);
         return world.save_container(cx, &row).await;
     }
-    if row.phase == Phase::Starting {
-        // Nobody was told that it started: it begins again from where it was created, or goes on if it runs.
-        match world.args.tasks.call(cx, task::State { id: row.id.clone() }).await? {
-            Some(TaskState::Running { pid }) => (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns()),
-            _ => {
-                world.args.tasks.call(cx, task::Delete { id: row.id.clone() }).await?;
-                row.phase = Phase::Created;
-            }
+    match row.phase {
+        Phase::Starting => container::settle_start(world, cx, &mut row).await,
+        _ => {
+            container::watch(world, cx, &row.id);
+            Ok(())
         }
-        world.save_container(cx, &row).await?;
     }
-    if row.phase == Phase::Running {
-        container::watch(world, cx, &row.id);
-    }
-    Ok(())
 }

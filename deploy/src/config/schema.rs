@@ -416,13 +416,15 @@ pub struct Kernel {
     pub recorder_spans: usize,
     /// Milliseconds between looks of the watchdog.
     pub watchdog_period_ms: u64,
+    /// Restarts of one actor within ten seconds before it is put down; 0 = the manifest's. For chaos labs that kill faster than that.
+    pub max_restarts: u32,
     /// Control socket of the `troupe` command; empty = `<state>/control.sock`.
     pub control_address: String,
 }
 
 impl Default for Kernel {
     fn default() -> Self {
-        Self { threads: 2, recorder_spans: 16384, watchdog_period_ms: 1000, control_address: String::new() }
+        Self { threads: 2, recorder_spans: 16384, watchdog_period_ms: 1000, max_restarts: 0, control_address: String::new() }
     }
 }
 

@@ -117,7 +117,7 @@ pub struct Count;
 kernel::messages! { Store = "store" => {
     Get -> Option<Vec<u8>> as idempotent,
     Scan -> Vec<(String, Vec<u8>)> as idempotent,
-    Commit -> (),
+    Commit -> () as idempotent,
     Count -> Vec<(&'static str, u64)> as idempotent,
 } }
 
