@@ -27,7 +27,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         server.start().await.map_err(|e| io::Error::other(e.to_string()))?;
         let _ = stopped.wait_for(|s| *s).await;
         // The answer to the call that stopped us goes out first.
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         let _ = std::fs::remove_file(&flags.socket);
         Ok(())
     })

@@ -266,8 +266,14 @@ async fn ended(world: &World, cx: &Cx, id: &str, exit: Exit) {
 pub async fn stop(world: &World, cx: &Cx, id: &str, grace_s: i64) -> Result<()> {
     let Some(row) = find(world, id) else { return Ok(()) };
     let id = row.id.clone();
-    if row.phase != Phase::Running {
-        return Ok(());
+    if row.phase == Phase::Starting {
+        // Once the start that is under way has ended, it either runs or it does not.
+        drop(world.lock(&id).await);
+    }
+    match world.container(&id).map(|r| r.phase) {
+        Some(Phase::Running) => {}
+        Some(Phase::Starting) => return abandon_start(world, cx, &id).await,
+        _ => return Ok(()),
     }
     if grace_s > 0 {
         signal(world, cx, &id, row.stop_signal, false).await?;
@@ -283,6 +289,18 @@ pub async fn stop(world: &World, cx: &Cx, id: &str, grace_s: i64) -> Result<()> 
         return Ok(());
     }
     Err(Fault::deadline_exceeded(format!("container {id} does not end after SIGKILL")))
+}
+
+/// Ends what a start left that could not write its end down.
+async fn abandon_start(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let _guard = world.lock(id).await;
+    let Some(mut row) = world.container(id).filter(|r| r.phase == Phase::Starting) else { return Ok(()) };
+    signal(world, cx, id, libc::SIGKILL as u32, true).await?;
+    world.args.tasks.call(cx, task::Delete { id: id.into() }).await?;
+    row.phase = Phase::Exited;
+    row.exit = Some(Exit { code: 137, at_ns: now_ns(), oom: false, witness: "stop".into() });
+    row.reason = ("Error".into(), "stopped while it was being started".into());
+    world.save_container(cx, &row).await
 }
 
 async fn signal(world: &World, cx: &Cx, id: &str, signal: u32, all: bool) -> Result<()> {

@@ -77,7 +77,9 @@ async fn daemon() -> Daemon {
     let system = started().await;
     let pods = Arc::<sandbox::View>::default();
     let about = front::cri::About { runtime_name: "containerd".into(), runtime_version: "1.2.3".into(), systemd_cgroup: false };
-    let cri = front::cri::Cri::new(system.clone(), pods.clone(), Arc::default(), about).unwrap();
+    let backend = Arc::new(front::cri::streams::Streams::new(system.clone(), pods.clone()));
+    let streams = stream::Server::new(backend, "127.0.0.1:0".parse().unwrap(), Default::default());
+    let cri = front::cri::Cri::new(system.clone(), pods.clone(), Arc::default(), about, streams).unwrap();
     let listener = front::socket::bind(&path).unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(front::cri::serve(cri, listener, async move { stopped.await.unwrap_or_default() }));
@@ -186,7 +188,7 @@ async fn lists_are_never_incomplete_after_a_start() {
     assert!(status.message().starts_with("server is not initialized yet"), "{status}");
 
     let status = PodSandboxStatus { id: "abc1".into(), ..Default::default() };
-    let pod = sandbox::Pod { status, config: Arc::default(), info: Default::default() };
+    let pod = sandbox::Pod { status, netns: String::new(), config: Arc::default(), info: Default::default() };
     let pods = [("abc1".to_owned(), Arc::new(pod))].into();
     d.pods.0.store(Arc::new(sandbox::Picture { pods, recovered: true, ..Default::default() }));
     let list = d.client.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();

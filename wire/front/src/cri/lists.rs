@@ -134,7 +134,7 @@ mod tests {
         for (id, app, state) in [("aa1", "web", 0), ("aa2", "db", 0), ("b", "web", 1)] {
             let labels = HashMap::from([("app".to_owned(), app.to_owned())]);
             let status = cri::PodSandboxStatus { id: id.into(), state, labels, ..Default::default() };
-            p.pods.insert(id.into(), Arc::new(Pod { status, config: Arc::default(), info: BTreeMap::new() }));
+            p.pods.insert(id.into(), Arc::new(Pod { status, netns: String::new(), config: Arc::default(), info: BTreeMap::new() }));
         }
         p
     }
