@@ -1,8 +1,9 @@
 //! `gc`: gives back content and snapshots that nothing refers to.
 //!
 //! Owns: nothing. Talks to: `content`, `snapshot`, `store`, `events`. States: idle, collecting (one collection at a time). On a crash: nothing is
-//! lost, the next collection starts anew. Spans: each collection is an operation of its own. Limits: what is younger than [`YOUNG`] stays, so that
-//! a pull in flight keeps what it has brought before its image is recorded; removals go one by one, so that foreground work passes in between.
+//! lost, the next collection starts anew. Spans: each collection is an operation of its own. Limits: what a pull holds stays
+//! ([`messages::content::Hold`]), and so does what is younger than [`YOUNG`], for a pull that failed and is tried again; removals go one by one, so
+//! that foreground work passes in between.
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::content::{self, Content};
 use messages::events::{Delivery, Events, Subscribe};
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-/// Longer than any pull goes without a record for what it has brought; a removed image's own blobs are not held back by it (see [`Tracked`]).
+/// What a failed pull has brought waits this long for the next attempt; a removed image's own blobs are not held back by it (see [`Tracked`]).
 const YOUNG: Duration = Duration::from_secs(3600);
 /// Removals come in bursts; one collection serves a burst.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -128,6 +129,7 @@ async fn marked(args: &Args, cx: &Cx) -> Result<(BTreeSet<String>, BTreeSet<Stri
 }
 
 async fn collect(args: &Args, cx: &Cx) -> Result<Collected> {
+    let round = args.content.call(cx, content::BeginRound).await?;
     let (blobs, mut kept) = cx.run("mark", |cx| async move { marked(args, &cx).await }).await?;
     let seen = args.tracked.0.lock().map(|s| s.clone()).unwrap_or_default();
     let old = |created: SystemTime| created.elapsed().is_ok_and(|age| age > YOUNG);
@@ -145,7 +147,9 @@ async fn collect(args: &Args, cx: &Cx) -> Result<Collected> {
     let mut garbage: Vec<&snapshot::SnapshotInfo> = all.iter().filter(|s| s.kind == Kind::Committed && !kept.contains(&s.key)).collect();
     garbage.retain(|s| ours.contains(&s.key) || old(SystemTime::UNIX_EPOCH + Duration::from_nanos(s.created_ns)));
     garbage.sort_by_key(|s| std::cmp::Reverse(lineage(&s.key).len()));
+    let condemn = |name: &str| args.content.call(cx, content::Condemn { round, name: name.to_owned() });
     for s in garbage {
+        let Some(_doomed) = condemn(&s.key).await? else { continue };
         let remove = snapshot::Remove { snapshotter: s.snapshotter.clone(), key: s.key.clone() };
         match args.snapshots.call(cx, remove).await {
             Ok(()) => done.snapshots += 1,
@@ -154,6 +158,7 @@ async fn collect(args: &Args, cx: &Cx) -> Result<Collected> {
     }
     for blob in args.content.call(cx, content::List).await? {
         if !blobs.contains(&blob.digest) && (seen.0.contains(&blob.digest) || old(blob.created)) {
+            let Some(_doomed) = condemn(&blob.digest).await? else { continue };
             args.content.call(cx, content::Delete { digest: blob.digest.clone() }).await?;
             done.blobs += 1;
             done.bytes += blob.size;

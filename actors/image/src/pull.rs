@@ -4,10 +4,10 @@ use crate::registry::{Repository, auth::Credentials};
 use crate::{Args, digest};
 use futures::stream::{FuturesUnordered, StreamExt};
 use kernel::{Cx, Fault, Result, ResultExt};
-use messages::content::{self, Begin};
+use messages::content::{self, Begin, Held};
 use messages::image::{Image, Pull, normalize};
 use messages::snapshot;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::rc::Rc;
@@ -42,6 +42,7 @@ pub async fn run(args: Rc<Args>, cx: Cx, m: Pull) -> Result<Arc<Image>> {
         repository: &repository,
         cx: &cx,
         snapshotter: if m.snapshotter.is_empty() { args.snapshotter.clone() } else { m.snapshotter },
+        holds: Default::default(),
     };
     let what = format!("pull {reference}");
     let image = pull.image(registry, name, object).await.context(&what)?;
@@ -66,6 +67,8 @@ struct Puller<'a> {
     repository: &'a Repository,
     cx: &'a Cx,
     snapshotter: String,
+    /// Against the collector: what this pull relies on, until the image's record says so.
+    holds: RefCell<Vec<Box<dyn Held>>>,
 }
 
 /// A layer that is unpacked and waits for its parent to be committed.
@@ -77,6 +80,7 @@ impl Puller<'_> {
     async fn image(&self, registry: &str, name: &str, object: &str) -> Result<Image> {
         let cx = self.cx;
         let (bytes, _, target) = cx.run("resolve", |cx| async move { self.repository.manifest(&cx, object).await }).await?;
+        self.hold(vec![target.clone()]).await?;
         self.keep(&target, bytes.clone(), BTreeMap::new()).await?;
         let (mut manifest, mut document) = (target.clone(), bytes);
         let mut referenced = Vec::new();
@@ -87,6 +91,7 @@ impl Puller<'_> {
                     referenced.push(d.digest.clone());
                     (document, manifest, _) = {
                         let wanted = d.digest.clone();
+                        self.hold(vec![wanted.clone()]).await?;
                         let (bytes, kind, digest) = match self.present(&wanted).await? {
                             Some(bytes) => (bytes, String::new(), wanted),
                             None => cx.run("manifest", |cx| async move { self.repository.manifest(&cx, &wanted).await }).await?,
@@ -98,6 +103,7 @@ impl Puller<'_> {
                 Manifest::Index(_) => return Err(Fault::invalid_argument(format!("{manifest} is an index within an index"))),
             }
         };
+        self.hold(layers.iter().chain([&config]).map(|d| d.digest.clone()).collect()).await?;
         let config_bytes = self.small(&config).await?;
         let parsed: serde_json::Value = serde_json::from_slice(&config_bytes)
             .map_err(|e| Fault::invalid_argument(format!("image configuration {}: {e}", config.digest)))?;
@@ -124,6 +130,13 @@ impl Puller<'_> {
             pinned: false,
             labels: BTreeMap::new(),
         })
+    }
+
+    /// Holds first, looks afterwards: what is found then stays.
+    async fn hold(&self, names: Vec<String>) -> Result<()> {
+        let hold = self.args.content.call(self.cx, content::Hold { names }).await?;
+        self.holds.borrow_mut().push(hold);
+        Ok(())
     }
 
     async fn present(&self, digest: &str) -> Result<Option<Vec<u8>>> {
@@ -210,6 +223,7 @@ impl Puller<'_> {
                 None => diff_id.clone(),
             });
         }
+        self.hold(chain.clone()).await?;
         let sequential = self.snapshotter != "overlayfs";
         let width = if sequential { 1 } else { self.args.downloads.max(1) };
         let state = Progress::new(layers);
@@ -334,8 +348,8 @@ async fn sweep_mine(pull: &Puller<'_>, state: &Progress) {
 /// What `troupe ops` shows of a pull.
 struct Progress {
     sizes: Vec<u64>,
-    done: std::cell::RefCell<Vec<u64>>,
-    keys: std::cell::RefCell<Vec<String>>,
+    done: RefCell<Vec<u64>>,
+    keys: RefCell<Vec<String>>,
     began: Instant,
     told: Cell<Instant>,
 }
@@ -343,7 +357,7 @@ struct Progress {
 impl Progress {
     fn new(layers: &[Descriptor]) -> Progress {
         let sizes: Vec<u64> = layers.iter().map(|l| l.size).collect();
-        let done = std::cell::RefCell::new(vec![0; sizes.len()]);
+        let done = RefCell::new(vec![0; sizes.len()]);
         Progress { sizes, done, keys: Default::default(), began: Instant::now(), told: Cell::new(Instant::now()) }
     }
     fn tell(&self, cx: &Cx, layer: usize, bytes: u64) {

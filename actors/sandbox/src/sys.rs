@@ -48,7 +48,9 @@ pub fn host_devices() -> Vec<Value> {
 fn walk(dir: &Path, found: &mut impl FnMut(&Path)) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         match entry.file_type() {
-            Ok(t) if t.is_dir() && matches!(entry.file_name().to_str(), Some("pts" | "shm" | "fd" | "mqueue" | ".lxc" | ".lxd-mounts" | ".udev")) => {}
+            Ok(t)
+                if t.is_dir()
+                    && matches!(entry.file_name().to_str(), Some("pts" | "shm" | "fd" | "mqueue" | ".lxc" | ".lxd-mounts" | ".udev")) => {}
             Ok(t) if t.is_dir() => walk(&entry.path(), found),
             Ok(t) if !t.is_symlink() => found(&entry.path()),
             _ => {}
