@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
@@ -21,6 +22,14 @@ const REMOTE: [(&str, u8); 4] = [("v4.channel.k8s.io", 4), ("v3.channel.k8s.io",
 const FORWARD: &str = "portforward.k8s.io";
 /// SPDY for port-forward within a WebSocket.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// A command may read its input as late as it likes.
+const EVER: Duration = Duration::MAX;
+
+/// How long a stream of a request may take nothing.
+fn patience(request: &Request) -> Duration {
+    if matches!(request, Request::PortForward { .. }) { spdy::STALL } else { EVER }
+}
 
 pub(crate) fn routes(server: Server) -> Router {
     Router::new().route("/{kind}/{token}", any(handle)).with_state(server)
@@ -84,7 +93,7 @@ fn over_spdy(server: Server, request: Request, http: Http) -> Response {
     upgraded(http, move |connection| async move {
         let activity = Activity::new();
         let idle = server.0.config.idle;
-        let connection = spdy::Connection::start(connection, activity.clone());
+        let connection = spdy::Connection::start(connection, activity.clone(), patience(&request));
         tokio::select! {
             () = serve_spdy(&server, request, version, connection) => {}
             () = activity.idle(idle) => {}
@@ -137,7 +146,7 @@ fn over_websocket(server: Server, request: Request, http: Http) -> Response {
         let serving = async {
             match (websocket::packing(&name), request) {
                 (None, request) => {
-                    let inner = spdy::Connection::start(websocket::tunnel(connection).await, activity.clone());
+                    let inner = spdy::Connection::start(websocket::tunnel(connection).await, activity.clone(), spdy::STALL);
                     serve_spdy(&server, request, 4, inner).await;
                 }
                 (Some(packing), Request::PortForward { pod, ports }) => {
@@ -156,7 +165,7 @@ fn over_websocket(server: Server, request: Request, http: Http) -> Response {
 
 /// Exec and attach: 0 is stdin, 1 stdout, 2 stderr, 3 the error channel, 4 the terminal's size.
 async fn serve_channels(server: &Server, request: Request, connection: TokioIo<Upgraded>, packing: websocket::Packing, activity: Activity) {
-    let (connection, users) = websocket::Connection::start(connection, packing, 5, &[1, 2, 3], activity).await;
+    let (connection, users) = websocket::Connection::start(connection, packing, 5, &[1, 2, 3], activity, EVER).await;
     let mut users = users.into_iter();
     let mut next = || users.next();
     let channels = Channels { stdin: next(), stdout: next(), stderr: next(), error: next(), resize: next() };
@@ -176,7 +185,8 @@ async fn forward_channels(
     use tokio::io::AsyncWriteExt;
     let ports: Vec<u16> = ports.into_iter().take(127).collect();
     let count = ports.len() as u8 * 2;
-    let (connection, users) = websocket::Connection::start(connection, packing, count, &(0..count).collect::<Vec<_>>(), activity).await;
+    let all: Vec<u8> = (0..count).collect();
+    let (connection, users) = websocket::Connection::start(connection, packing, count, &all, activity, spdy::STALL).await;
     let mut users = users.into_iter();
     let mut pairs = tokio::task::JoinSet::new();
     for port in ports {

@@ -13,6 +13,8 @@ mod http;
 mod remote;
 mod spdy;
 mod status;
+#[cfg(test)]
+mod tests;
 mod websocket;
 
 use futures::future::BoxFuture;

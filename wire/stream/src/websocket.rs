@@ -1,5 +1,5 @@
 //! WebSocket: channels in one connection, told apart by the first byte of a message; and SPDY tunnelled in binary messages.
-use crate::activity::Activity;
+use crate::activity::{Activity, Owned};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,8 +16,8 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 const BUFFER: usize = 32 << 10;
 /// Messages that wait in a queue.
 const QUEUE: usize = 64;
-/// How long a channel may take nothing while others wait behind it.
-const STALL: Duration = Duration::from_secs(10);
+/// How long a client may take to say good-bye.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Largest message.
 const LARGEST: usize = 1 << 20;
 /// Version 5: the second byte names a channel that its sender has closed.
@@ -55,18 +55,19 @@ pub(crate) struct Connection {
     closed: watch::Receiver<bool>,
     out: mpsc::Sender<Message>,
     carriers: JoinSet<()>,
-    writer: tokio::task::JoinHandle<()>,
-    reader: tokio::task::JoinHandle<()>,
+    writer: Owned,
+    reader: Owned,
 }
 
 impl Connection {
-    /// Starts `count` channels; `writable` ones send what their user writes.
+    /// Starts `count` channels; `writable` ones send what their user writes; one that takes nothing for `patience` gets no more.
     pub(crate) async fn start<C>(
         connection: C,
         packing: Packing,
         count: u8,
         writable: &[u8],
         activity: Activity,
+        patience: Duration,
     ) -> (Connection, Vec<DuplexStream>)
     where
         C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -91,7 +92,7 @@ impl Connection {
             let _ = out.send(pack(*first, b"", packing)).await;
         }
         let writing = activity.clone();
-        let writer = tokio::spawn(async move {
+        let writer = Owned::spawn(async move {
             while let Some(message) = queue.recv().await {
                 let last = matches!(message, Message::Close(_));
                 if sink.send(message).await.is_err() || last {
@@ -101,7 +102,7 @@ impl Connection {
             }
             let _ = sink.close().await;
         });
-        let reader = tokio::spawn(async move {
+        let reader = Owned::spawn(async move {
             while let Some(Ok(message)) = source.next().await {
                 activity.touch();
                 let Some((channel, data)) = unpack(message, packing) else { continue };
@@ -112,7 +113,7 @@ impl Connection {
                 let Some(slot) = senders.get_mut(usize::from(channel)) else { continue };
                 if let Some(sender) = slot
                     && !data.is_empty()
-                    && sender.send_timeout(data, STALL).await.is_err()
+                    && sender.send_timeout(data, patience).await.is_err()
                 {
                     slot.take();
                 }
@@ -130,13 +131,12 @@ impl Connection {
     }
     /// Sends all that was written (its users have dropped their ends), closes, and waits a moment for the client to do so.
     pub(crate) async fn finish(self) {
-        let Connection { out, mut carriers, writer, mut reader, .. } = self;
+        let Connection { out, mut carriers, writer, reader, .. } = self;
         while carriers.join_next().await.is_some() {}
         let _ = out.send(Message::Close(None)).await;
         drop(out);
-        let _ = tokio::time::timeout(Duration::from_secs(2), writer).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), &mut reader).await;
-        reader.abort();
+        writer.within(GOODBYE).await;
+        reader.within(GOODBYE).await;
     }
 }
 
@@ -193,7 +193,7 @@ where
     let (mut sink, mut source) = accept(connection).await.split();
     let (theirs, ours) = tokio::io::duplex(BUFFER);
     let (mut read, mut write) = tokio::io::split(ours);
-    tokio::spawn(async move {
+    let up = Owned::spawn(async move {
         while let Some(Ok(message)) = source.next().await {
             if let Message::Binary(bytes) = message
                 && write.write_all(&bytes).await.is_err()
@@ -212,6 +212,7 @@ where
             }
         }
         let _ = sink.close().await;
+        up.within(GOODBYE).await;
     });
     theirs
 }

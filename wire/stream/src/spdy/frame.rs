@@ -9,10 +9,10 @@ const LARGEST: usize = 1 << 20;
 const VERSION: u16 = 3;
 const FIN: u8 = 1;
 /// REFUSED_STREAM.
-pub(super) const REFUSED: u32 = 3;
+pub(crate) const REFUSED: u32 = 3;
 
 /// A frame, as far as we care.
-pub(super) enum Frame {
+pub(crate) enum Frame {
     SynStream {
         id: u32,
         headers: Headers,
@@ -49,7 +49,7 @@ fn word(body: &[u8], at: usize) -> io::Result<u32> {
 
 impl Frame {
     /// Reads the next one.
-    pub(super) async fn read<R: AsyncRead + Unpin>(from: &mut R, unpacker: &mut Unpacker) -> io::Result<Frame> {
+    pub(crate) async fn read<R: AsyncRead + Unpin>(from: &mut R, unpacker: &mut Unpacker) -> io::Result<Frame> {
         let mut head = [0; 8];
         from.read_exact(&mut head).await?;
         let first = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
@@ -82,7 +82,7 @@ impl Frame {
     }
 
     /// As bytes.
-    pub(super) fn encode(&self, packer: &mut Packer) -> Bytes {
+    pub(crate) fn encode(&self, packer: &mut Packer) -> Bytes {
         let mut out = BytesMut::new();
         let control = |out: &mut BytesMut, kind: u16, body: &[u8]| {
             out.put_u16(0x8000 | VERSION);

@@ -48,16 +48,16 @@ impl<'a> FromIterator<(&'a str, &'a str)> for Headers {
 }
 
 /// Compresses what we send.
-pub(super) struct Packer(Compress);
+pub(crate) struct Packer(Compress);
 
 impl Packer {
-    pub(super) fn new() -> Packer {
+    pub(crate) fn new() -> Packer {
         let mut zlib = Compress::new(Compression::fast(), true);
         // Fails only for a raw stream, which this is not.
         let _ = zlib.set_dictionary(&dictionary());
         Packer(zlib)
     }
-    pub(super) fn pack(&mut self, headers: &Headers) -> Vec<u8> {
+    pub(crate) fn pack(&mut self, headers: &Headers) -> Vec<u8> {
         let mut plain = BytesMut::new();
         plain.put_u32(headers.0.len() as u32);
         for text in headers.0.iter().flat_map(|(k, v)| [k, v]) {
@@ -78,14 +78,14 @@ impl Packer {
 }
 
 /// Decompresses what we get.
-pub(super) struct Unpacker(Decompress);
+pub(crate) struct Unpacker(Decompress);
 
 impl Unpacker {
-    pub(super) fn new() -> Unpacker {
+    pub(crate) fn new() -> Unpacker {
         Unpacker(Decompress::new(true))
     }
 
-    pub(super) fn unpack(&mut self, packed: &[u8]) -> io::Result<Headers> {
+    pub(crate) fn unpack(&mut self, packed: &[u8]) -> io::Result<Headers> {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("SPDY headers: {what}"));
         let mut plain = Vec::with_capacity(1024);
         let before = self.0.total_in();

@@ -1,11 +1,12 @@
 //! SPDY/3.1 as Kubernetes uses it: the client makes streams, each with headers; data flows both ways; each side closes its half.
 //!
-//! Like every implementation in this field, flow-control windows are not kept. Instead each stream has a short queue; when a backend takes nothing for
-//! [`STALL`], its stream is reset, so that the connection's others go on.
-mod frame;
-mod headers;
+//! Like every implementation in this field, flow-control windows are not kept. Instead each stream has a short queue; while its user takes nothing the
+//! connection waits. Where streams have nothing to do with each other (port-forward), one that takes nothing for [`STALL`] is reset instead, so that
+//! the others go on.
+pub(crate) mod frame;
+pub(crate) mod headers;
 
-use crate::activity::Activity;
+use crate::activity::{Activity, Owned};
 use bytes::Bytes;
 use frame::Frame;
 pub(crate) use headers::Headers;
@@ -14,16 +15,22 @@ use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, watch};
 
 /// Bytes between the connection and a stream's user.
 const BUFFER: usize = 32 << 10;
 /// Frames that wait in a queue.
 const QUEUE: usize = 64;
-/// How long a stream may take nothing while others wait behind it.
-const STALL: Duration = Duration::from_secs(10);
+/// How long a stream may take nothing while others of other users wait behind it.
+pub(crate) const STALL: Duration = Duration::from_secs(10);
+/// INTERNAL_ERROR.
+const STALLED: u32 = 6;
 /// Streams of one connection at a time.
 const STREAMS: usize = 1024;
+
+/// How long a client may take to say good-bye.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A stream that the client made.
 pub(crate) struct Stream {
@@ -39,26 +46,29 @@ pub(crate) struct Connection {
     pub streams: mpsc::Receiver<Stream>,
     closed: watch::Receiver<bool>,
     out: mpsc::Sender<Frame>,
-    writer: tokio::task::JoinHandle<()>,
-    reader: tokio::task::JoinHandle<()>,
+    /// Streams whose users may still have something to send.
+    sending: watch::Sender<usize>,
+    writer: Owned,
+    reader: Owned,
 }
 
 impl Connection {
-    /// Starts serving a connection.
-    pub(crate) fn start<C: AsyncRead + AsyncWrite + Send + 'static>(connection: C, activity: Activity) -> Connection {
+    /// Starts serving a connection; a stream that takes nothing for `patience` is reset.
+    pub(crate) fn start<C: AsyncRead + AsyncWrite + Send + 'static>(connection: C, activity: Activity, patience: Duration) -> Connection {
         let (read, write) = tokio::io::split(connection);
         let (out, queue) = mpsc::channel(QUEUE);
         let (new, streams) = mpsc::channel(QUEUE);
         let (close, closed) = watch::channel(false);
-        let writer = tokio::spawn(write_all(write, queue, activity.clone()));
-        let sender = out.clone();
-        let reader = tokio::spawn(async move {
-            if let Err(error) = read_all(read, sender, new, activity).await {
+        let sending = watch::Sender::new(0);
+        let writer = Owned::spawn(write_all(write, queue, activity.clone()));
+        let ends = Ends { out: out.clone(), new, sending: sending.clone() };
+        let reader = Owned::spawn(async move {
+            if let Err(error) = read_all(read, ends, activity, patience).await {
                 tracing::debug!(%error, "a SPDY connection ended");
             }
             close.send_replace(true);
         });
-        Connection { streams, closed, out, writer, reader }
+        Connection { streams, closed, out, sending, writer, reader }
     }
     /// Done when the client is gone.
     pub(crate) fn closed(&self) -> impl Future<Output = ()> + use<> {
@@ -67,15 +77,15 @@ impl Connection {
             let _ = closed.wait_for(|c| *c).await;
         }
     }
-    /// Sends what is queued, says good-bye, and waits a moment for the client to close, so that nothing unread is lost to a reset.
+    /// Sends what the streams' users have written (they have dropped their ends), says good-bye, and waits a moment for the client to close, so that nothing unread is lost to a reset.
     pub(crate) async fn finish(self) {
-        let Connection { out, writer, mut reader, streams, .. } = self;
+        let Connection { out, sending, writer, reader, streams, .. } = self;
         drop(streams);
+        let _ = sending.subscribe().wait_for(|n| *n == 0).await;
         let _ = out.send(Frame::GoAway).await;
         drop(out);
-        let _ = tokio::time::timeout(Duration::from_secs(2), &mut reader).await;
-        reader.abort();
-        let _ = tokio::time::timeout(Duration::from_secs(2), writer).await;
+        reader.within(GOODBYE).await;
+        writer.within(GOODBYE).await;
     }
 }
 
@@ -94,14 +104,18 @@ async fn write_all<W: AsyncWrite + Unpin>(mut to: W, mut queue: mpsc::Receiver<F
     }
 }
 
-type Senders = HashMap<u32, mpsc::Sender<Bytes>>;
+/// A stream's way in, and the task that carries it.
+type Senders = HashMap<u32, (mpsc::Sender<Bytes>, tokio::task::AbortHandle)>;
 
-async fn read_all<R: AsyncRead + Unpin>(
-    mut from: R,
+/// Where the reader passes things on to.
+struct Ends {
     out: mpsc::Sender<Frame>,
     new: mpsc::Sender<Stream>,
-    activity: Activity,
-) -> io::Result<()> {
+    sending: watch::Sender<usize>,
+}
+
+async fn read_all<R: AsyncRead + Unpin>(mut from: R, ends: Ends, activity: Activity, patience: Duration) -> io::Result<()> {
+    let Ends { out, new, sending } = ends;
     let mut unpacker = Unpacker::new();
     let mut streams = Senders::new();
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
@@ -110,33 +124,44 @@ async fn read_all<R: AsyncRead + Unpin>(
         activity.touch();
         match frame {
             Frame::SynStream { id, headers, fin } => {
-                streams.retain(|_, s| !s.is_closed());
+                streams.retain(|_, (sender, _)| !sender.is_closed());
                 if streams.len() >= STREAMS {
                     out.send(Frame::Reset { id, status: frame::REFUSED }).await.map_err(gone)?;
                     continue;
                 }
                 let (theirs, ours) = tokio::io::duplex(BUFFER);
                 let (sender, data) = mpsc::channel(QUEUE);
-                tokio::spawn(carry(id, ours, data, out.clone()));
+                let carrier = tokio::spawn(carry(id, ours, data, out.clone(), Sending::new(&sending))).abort_handle();
                 if !fin {
-                    streams.insert(id, sender);
+                    streams.insert(id, (sender, carrier));
                 }
                 out.send(Frame::SynReply { id }).await.map_err(gone)?;
                 new.send(Stream { id, headers, io: theirs }).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
             }
             Frame::Data { id, bytes, fin } => {
-                if let Some(sender) = streams.get(&id)
+                if let Some((sender, carrier)) = streams.get(&id)
                     && !bytes.is_empty()
-                    && sender.send_timeout(bytes, STALL).await.is_err()
                 {
-                    // Its user takes nothing, or is gone: what still comes for it is dropped.
-                    streams.remove(&id);
+                    match sender.send_timeout(bytes, patience).await {
+                        Ok(()) => {}
+                        // Its user is gone: what still comes for it is dropped.
+                        Err(SendTimeoutError::Closed(_)) => drop(streams.remove(&id)),
+                        Err(SendTimeoutError::Timeout(_)) => {
+                            carrier.abort();
+                            streams.remove(&id);
+                            out.send(Frame::Reset { id, status: STALLED }).await.map_err(gone)?;
+                        }
+                    }
                 }
                 if fin {
                     streams.remove(&id);
                 }
             }
-            Frame::Reset { id, .. } => drop(streams.remove(&id)),
+            Frame::Reset { id, .. } => {
+                if let Some((_, carrier)) = streams.remove(&id) {
+                    carrier.abort();
+                }
+            }
             Frame::Ping { id } => out.send(Frame::Ping { id }).await.map_err(gone)?,
             Frame::GoAway => return Ok(()),
             Frame::SynReply { .. } | Frame::Other => {}
@@ -144,8 +169,24 @@ async fn read_all<R: AsyncRead + Unpin>(
     }
 }
 
+/// Counts a stream while its user may send.
+struct Sending(watch::Sender<usize>);
+
+impl Sending {
+    fn new(count: &watch::Sender<usize>) -> Sending {
+        count.send_modify(|n| *n += 1);
+        Sending(count.clone())
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
+}
+
 /// Carries one stream between the connection and its user.
-async fn carry(id: u32, ours: DuplexStream, mut data: mpsc::Receiver<Bytes>, out: mpsc::Sender<Frame>) {
+async fn carry(id: u32, ours: DuplexStream, mut data: mpsc::Receiver<Bytes>, out: mpsc::Sender<Frame>, sending: Sending) {
     let (mut read, mut write) = tokio::io::split(ours);
     let inward = async {
         while let Some(bytes) = data.recv().await {
@@ -156,7 +197,8 @@ async fn carry(id: u32, ours: DuplexStream, mut data: mpsc::Receiver<Bytes>, out
         data.close();
         let _ = write.shutdown().await;
     };
-    let outward = async {
+    let outward = async move {
+        let _sending = sending;
         let mut buffer = vec![0; BUFFER];
         loop {
             let n = read.read(&mut buffer).await.unwrap_or(0);
