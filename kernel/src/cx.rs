@@ -1,6 +1,6 @@
 //! The context that travels with every piece of work: trace, deadline, operation, and who is doing it.
 use crate::operation::Op;
-use crate::recorder::{Raw, SpanKind};
+use crate::recorder::{More, Raw, SpanKind, nanos};
 use crate::scope::Scoped;
 use crate::{Fault, Result, System};
 use parking_lot::Mutex;
@@ -146,6 +146,9 @@ impl Cx {
         took: Duration,
         error: Option<&Fault>,
     ) {
+        let attrs = std::mem::take(&mut *self.0.attrs.lock());
+        let failure = error.map(|e| format!("{:?}: {}", e.class, e.message));
+        let more = (failure.is_some() || !attrs.is_empty()).then(|| Box::new(More { failure, attrs }));
         self.0.system.recorder().push(Raw {
             trace: self.0.trace,
             span: self.0.span,
@@ -153,11 +156,10 @@ impl Cx {
             name,
             actor: self.0.actor.clone(),
             kind,
-            start,
-            queue,
-            took,
-            outcome: error.map(|e| format!("{:?}: {}", e.class, e.message)),
-            attrs: std::mem::take(&mut *self.0.attrs.lock()),
+            start: nanos(start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+            queue: nanos(queue),
+            took: nanos(took),
+            more,
         });
     }
     /// A span that was measured elsewhere, such as in a shim.

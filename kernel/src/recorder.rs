@@ -54,15 +54,29 @@ pub(crate) struct Raw {
     pub name: std::borrow::Cow<'static, str>,
     pub actor: std::sync::Arc<str>,
     pub kind: SpanKind,
-    pub start: SystemTime,
-    pub queue: Duration,
-    pub took: Duration,
-    pub outcome: Option<String>,
+    /// Nanoseconds, the first since 1970.
+    pub start: u64,
+    pub queue: u64,
+    pub took: u64,
+    /// Most hops have none: a thin box keeps the ring small.
+    pub more: Option<Box<More>>,
+}
+
+/// Failure and attributes of a record.
+#[derive(Clone, Default)]
+pub(crate) struct More {
+    pub failure: Option<String>,
     pub attrs: Vec<(String, String)>,
+}
+
+/// Whole nanoseconds; 584 years fit.
+pub(crate) fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Raw {
     fn public(&self) -> SpanRecord {
+        let more = self.more.as_deref().cloned().unwrap_or_default();
         SpanRecord {
             trace_id: format!("{:032x}", self.trace),
             span_id: format!("{:016x}", self.span),
@@ -70,11 +84,11 @@ impl Raw {
             name: self.name.to_string(),
             actor: self.actor.to_string(),
             kind: self.kind,
-            start: self.start,
-            queue_wait: self.queue,
-            duration: self.took,
-            outcome: self.outcome.clone().unwrap_or_else(|| "ok".into()),
-            attrs: self.attrs.clone(),
+            start: SystemTime::UNIX_EPOCH + Duration::from_nanos(self.start),
+            queue_wait: Duration::from_nanos(self.queue),
+            duration: Duration::from_nanos(self.took),
+            outcome: more.failure.unwrap_or_else(|| "ok".into()),
+            attrs: more.attrs,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The life of a container within its pod.
-use crate::record::{ContainerRow, Phase, PodPhase, Proto, container_name, new_id, now_ns};
+use crate::record::{ContainerRow, Json, Phase, PodPhase, Proto, container_name, new_id, now_ns};
 use crate::{World, pod, spec};
 use kernel::{Class, Cx, Fault, Result, ResultExt};
 use messages::sandbox::{CreateContainer, ExecSync};
@@ -66,7 +66,7 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
         sandbox_id: pod_id,
         stop_signal: stop_signal(&m.config, &image)?,
         config: Proto(m.config),
-        spec: Value::Null,
+        spec: Json::default(),
         image_id: image.id.clone(),
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
         snapshotter: image.snapshotter.clone(),
@@ -103,7 +103,8 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
     let ipc = pod.handle.namespaces.contains_key("ipc");
     let shm = if ipc { world.volatile(&pod.id).join("shm") } else { "/dev/shm".into() };
     let build = move || {
-        spec::build(&spec::Input { id: &id, config: &config, pod: &pod, image: &image, rootfs: &rootfs, files, shm, settings: &settings })
+        let input = spec::Input { id: &id, config: &config, pod: &pod, image: &image, rootfs: &rootfs, files, shm, settings: &settings };
+        spec::build(&input).map(|spec| Json::of(&spec))
     };
     row.spec = cx.run("build the specification", |cx| async move { cx.blocking("build the specification", LOOK, build).await }).await?;
     row.phase = Phase::Created;
@@ -215,7 +216,7 @@ async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
         stderr: if row.config.0.tty { String::new() } else { log },
         terminal: row.config.0.tty,
     };
-    let spec = serde_json::to_vec(&row.spec).class(Class::Internal, "encode the specification")?;
+    let spec = row.spec.text().as_bytes().to_vec();
     let create = task::Create { id: row.id.clone(), sandbox_id: row.sandbox_id.clone(), spec, rootfs, stdio };
     cx.run("create the task", |cx| async move { world.args.tasks.call(&cx, create).await }).await?;
     cx.run("start the task", |cx| async move { world.args.tasks.call(&cx, task::Start { id: row.id.clone() }).await }).await
@@ -348,7 +349,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     }
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().containers.remove(id);
-    world.publish();
+    world.publish_container(id);
     world.announce_now(cri::ContainerEventType::ContainerDeletedEvent, id, &row.sandbox_id);
     world.tell(cx, "/containers/delete", id).await;
     Ok(())
@@ -356,17 +357,20 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
 
 /// UpdateContainerResources.
 pub async fn update(world: &World, cx: &Cx, request: cri::UpdateContainerResourcesRequest) -> Result<()> {
-    let mut row = known(world, &request.container_id)?;
-    let _guard = world.lock(&row.id).await;
+    let id = known(world, &request.container_id)?.id;
+    let _guard = world.lock(&id).await;
+    let mut row = known(world, &id)?;
     let linux = request.linux.unwrap_or_default();
     let resources = spec::resources::linux(&linux);
     if row.phase == Phase::Running {
         let bytes = serde_json::to_vec(&resources).class(Class::Internal, "encode resources")?;
         world.args.tasks.call(cx, task::Update { id: row.id.clone(), resources: bytes }).await?;
     }
-    if let (Some(into), Value::Object(new)) = (row.spec.pointer_mut("/linux/resources").and_then(Value::as_object_mut), resources) {
+    let mut spec = row.spec.value()?;
+    if let (Some(into), Value::Object(new)) = (spec.pointer_mut("/linux/resources").and_then(Value::as_object_mut), resources) {
         into.extend(new);
     }
+    row.spec = Json::of(&spec);
     row.config.0.linux.get_or_insert_default().resources = Some(linux);
     world.save_container(cx, &row).await
 }
@@ -389,7 +393,7 @@ pub fn exec_process(world: &World, id: &str, cmd: &[String], terminal: bool) -> 
     if cmd.is_empty() {
         return Err(Fault::invalid_argument("cmd is empty"));
     }
-    let mut process = row.spec.get("process").cloned().unwrap_or_default();
+    let mut process = row.spec.value()?.get("process").cloned().unwrap_or_default();
     process["args"] = json!(cmd);
     process["terminal"] = terminal.into();
     if let Some(env) = process["env"].as_array_mut().filter(|_| terminal)

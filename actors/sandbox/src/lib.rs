@@ -116,13 +116,13 @@ impl World {
     pub async fn save_pod(&self, cx: &Cx, row: &PodRow) -> Result<()> {
         self.commit(cx, vec![Op::put(table::SANDBOXES, &row.id, row)?]).await?;
         self.tables.borrow_mut().pods.insert(row.id.clone(), row.clone());
-        self.publish();
+        self.publish_pod(&row.id);
         Ok(())
     }
     pub async fn save_container(&self, cx: &Cx, row: &ContainerRow) -> Result<()> {
         self.commit(cx, vec![Op::put(table::CONTAINERS, &row.id, row)?]).await?;
         self.tables.borrow_mut().containers.insert(row.id.clone(), row.clone());
-        self.publish();
+        self.publish_container(&row.id);
         Ok(())
     }
     pub fn files(&self, pod: &str) -> PathBuf {

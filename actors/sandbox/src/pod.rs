@@ -277,7 +277,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().pods.remove(id);
     let before = world.args.view.0.load_full();
-    world.publish();
+    world.publish_pod(id);
     if before.pods.contains_key(id) {
         world.announce(cri::ContainerEventType::ContainerDeletedEvent, id, id, &before);
     }

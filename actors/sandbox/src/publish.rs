@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl World {
-    /// Replaces the picture.
+    /// Replaces the picture as a whole.
     pub(crate) fn publish(&self) {
         let tables = self.tables.borrow();
         let pods = tables.pods.values().filter(|p| p.phase != PodPhase::Creating);
@@ -18,6 +18,26 @@ impl World {
             pods: pods.map(|p| (p.id.clone(), Arc::new(pod(p)))).collect(),
             containers: containers.map(|c| (c.id.clone(), Arc::new(container(c)))).collect(),
             recovered: tables.recovered,
+        };
+        self.args.view.0.store(Arc::new(picture));
+    }
+
+    /// Replaces one pod's place in the picture.
+    pub(crate) fn publish_pod(&self, id: &str) {
+        let mut picture = Picture::clone(&self.args.view.0.load());
+        match self.tables.borrow().pods.get(id).filter(|p| p.phase != PodPhase::Creating) {
+            Some(row) => picture.pods.insert(id.to_owned(), Arc::new(pod(row))),
+            None => picture.pods.remove(id),
+        };
+        self.args.view.0.store(Arc::new(picture));
+    }
+
+    /// Replaces one container's place in the picture.
+    pub(crate) fn publish_container(&self, id: &str) {
+        let mut picture = Picture::clone(&self.args.view.0.load());
+        match self.tables.borrow().containers.get(id).filter(|c| c.phase != Phase::Creating) {
+            Some(row) => picture.containers.insert(id.to_owned(), Arc::new(container(row))),
+            None => picture.containers.remove(id),
         };
         self.args.view.0.store(Arc::new(picture));
     }
@@ -108,17 +128,16 @@ fn container(row: &ContainerRow) -> Container {
         mounts: config.mounts.clone(),
         log_path: row.log_path.clone(),
         resources: resources.map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
-        user: Some(cri::ContainerUser { linux: user(&row.spec) }),
+        user: Some(cri::ContainerUser { linux: row.spec.value().ok().as_ref().and_then(user) }),
         stop_signal: config.stop_signal,
     };
-    let info = serde_json::json!({"sandboxID": row.sandbox_id, "pid": row.pid, "runtimeSpec": row.spec});
     Container {
         sandbox_id: row.sandbox_id.clone(),
         snapshotter: row.snapshotter.clone(),
         tty: config.tty,
         status,
         pid: row.pid,
-        info: BTreeMap::from([("info".into(), info.to_string())]),
+        spec: row.spec.text().clone(),
     }
 }
 

@@ -4,6 +4,7 @@ use kernel::{Class, Result, ResultExt};
 use messages::task::{Exit, SandboxHandle};
 use proto::{cri, prost::Message};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::sync::Arc;
 
 /// A protobuf message within a JSON row.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,43 @@ impl<'de, M: Message + Default> Deserialize<'de> for Proto<M> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let bytes = STANDARD.decode(String::deserialize(d)?).map_err(serde::de::Error::custom)?;
         M::decode(&bytes[..]).map(Proto).map_err(serde::de::Error::custom)
+    }
+}
+
+/// JSON that is kept as text: a parsed specification takes several times the memory. Shared, not copied.
+#[derive(Clone, Debug)]
+pub struct Json(Arc<str>);
+
+impl Json {
+    /// Keeps a value.
+    pub fn of(value: &serde_json::Value) -> Json {
+        Json(value.to_string().into())
+    }
+    /// The text.
+    pub fn text(&self) -> &Arc<str> {
+        &self.0
+    }
+    /// Parsed.
+    pub fn value(&self) -> Result<serde_json::Value> {
+        serde_json::from_str(&self.0).class(Class::DataLoss, "a stored document")
+    }
+}
+
+impl Default for Json {
+    fn default() -> Self {
+        Json("null".into())
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let raw: &serde_json::value::RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+        raw.serialize(s)
+    }
+}
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Box::<serde_json::value::RawValue>::deserialize(d).map(|raw| Json(raw.get().into()))
     }
 }
 
@@ -80,7 +118,7 @@ pub struct ContainerRow {
     /// Configuration.
     pub config: Proto<cri::ContainerConfig>,
     /// OCI spec.
-    pub spec: serde_json::Value,
+    pub spec: Json,
     /// Image id.
     pub image_id: String,
     /// What ContainerStatus calls the image's reference.

@@ -38,8 +38,8 @@ pub struct Container {
     pub tty: bool,
     /// Pid of its init, 0 when it does not run.
     pub pid: u32,
-    /// Verbose info: key → JSON text.
-    pub info: BTreeMap<String, String>,
+    /// Its OCI specification, JSON.
+    pub spec: Arc<str>,
 }
 
 /// Immutable picture of all pods and containers, replaced as a whole: readers never wait.

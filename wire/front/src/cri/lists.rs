@@ -118,6 +118,14 @@ pub fn image(i: &Image) -> cri::Image {
     }
 }
 
+/// Verbose info of a container.
+pub fn container_info(c: &Container) -> HashMap<String, String> {
+    let spec: Option<&serde_json::value::RawValue> = serde_json::from_str(&c.spec).ok();
+    let info = serde_json::json!({ "sandboxID": c.sandbox_id, "pid": c.pid, "removing": false, "snapshotKey": c.status.id,
+        "snapshotter": c.snapshotter, "runtimeSpec": spec });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}
+
 /// Verbose info of an image.
 pub fn image_info(i: &Image) -> HashMap<String, String> {
     let info = serde_json::json!({ "chainID": i.chain_id, "imageSpec": i.config });

@@ -115,7 +115,10 @@ impl RuntimeService for Cri {
             let info = if q.verbose { pod.info.clone().into_iter().collect() } else { Default::default() };
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let timestamp = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-            Ok(PodSandboxStatusResponse { status: Some(pod.status.clone()), info, containers_statuses: Vec::new(), timestamp })
+            // One picture, so the containers are as they were at this time: a kubelet that goes by events need not ask for each.
+            let containers_statuses =
+                picture.containers.values().filter(|c| c.sandbox_id == pod.status.id).map(|c| c.status.clone()).collect();
+            Ok(PodSandboxStatusResponse { status: Some(pod.status.clone()), info, containers_statuses, timestamp })
         })
         .await
     }
@@ -187,7 +190,7 @@ impl RuntimeService for Cri {
         self.call("runtime.v1.RuntimeService/ContainerStatus", request, |cx, q| async move {
             let picture = self.picture(&cx).await?;
             let container = lists::find(&picture.containers, &q.container_id, "container")?;
-            let info = if q.verbose { container.info.clone().into_iter().collect() } else { Default::default() };
+            let info = if q.verbose { lists::container_info(container) } else { Default::default() };
             Ok(ContainerStatusResponse { status: Some(container.status.clone()), info })
         })
         .await
