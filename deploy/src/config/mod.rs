@@ -29,7 +29,7 @@ pub fn load(path: &Path, explicit: bool) -> anyhow::Result<Loaded> {
         toml::Value::Table(table.clone()).try_into().map_err(|e| anyhow::anyhow!("configuration {}: {e}", path.display()))?;
     let known = toml::Table::try_from(&config)?;
     file::unknown_keys("", &table, &known, &mut warnings);
-    config.validate()?;
+    warnings.extend(config.validate()?);
     Ok(Loaded { config, warnings })
 }
 

@@ -1,0 +1,62 @@
+//! Images and registries.
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// `io.containerd.cri.v1.images`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Images {
+    /// Default snapshotter.
+    pub snapshotter: String,
+    /// Images that garbage collection must keep, by role.
+    pub pinned_images: BTreeMap<String, String>,
+    /// Registries.
+    pub registry: Registry,
+    /// Layers fetched side by side in one pull.
+    pub max_concurrent_downloads: usize,
+    /// Time without a byte after which a fetch is given up and tried again (Go duration).
+    pub image_pull_progress_timeout: String,
+    /// Accepted for compatibility: snapshots are always synced.
+    pub image_pull_with_sync_fs: bool,
+    /// Accepted for compatibility.
+    pub disable_snapshot_annotations: bool,
+    /// Drop a layer's blob once it is unpacked.
+    pub discard_unpacked_layers: bool,
+    /// Seconds between collections of statistics.
+    pub stats_collect_period: u64,
+    /// Accepted for compatibility.
+    pub use_local_image_pull: bool,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self {
+            snapshotter: "overlayfs".into(),
+            pinned_images: BTreeMap::from([("sandbox".into(), "registry.k8s.io/pause:3.10.2".into())]),
+            registry: Registry::default(),
+            max_concurrent_downloads: 3,
+            image_pull_progress_timeout: "5m0s".into(),
+            image_pull_with_sync_fs: false,
+            disable_snapshot_annotations: true,
+            discard_unpacked_layers: false,
+            stats_collect_period: 10,
+            use_local_image_pull: false,
+        }
+    }
+}
+
+/// Registries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Registry {
+    /// Directories of `hosts.toml` files, separated by `:`.
+    pub config_path: String,
+    /// Extra request headers.
+    pub headers: BTreeMap<String, Vec<String>>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".into(), headers: BTreeMap::new() }
+    }
+}

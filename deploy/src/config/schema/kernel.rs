@@ -1,0 +1,34 @@
+//! Troupe's own tables.
+use serde::{Deserialize, Serialize};
+
+/// Troupe's kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kernel {
+    /// Shared actor threads.
+    pub threads: usize,
+    /// Spans kept by the flight recorder.
+    pub recorder_spans: usize,
+    /// Milliseconds between looks of the watchdog.
+    pub watchdog_period_ms: u64,
+    /// Restarts of one actor within ten seconds before it is put down; 0 = the manifest's. For chaos labs that kill faster than that.
+    pub max_restarts: u32,
+    /// Control socket of the `troupe` command; empty = `<state>/control.sock`.
+    pub control_address: String,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self { threads: 2, recorder_spans: 16384, watchdog_period_ms: 1000, max_restarts: 0, control_address: String::new() }
+    }
+}
+
+/// Fault injection.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Chaos {
+    /// Rules are refused unless this is set.
+    pub enabled: bool,
+    /// Seed of probabilities, 0 = random (logged).
+    pub seed: u64,
+}
