@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 
 /// A made sandbox.
 pub struct Sandbox {
     held: Vec<(&'static str, File)>,
     /// Init of the shared PID namespace.
     pub init: Option<u32>,
+    /// The init lives as long as this end of its pipe is open: it does not outlive the shim, and nor do the processes of its namespace.
+    _alive: Option<ChildStdin>,
     /// Created.
     pub at: std::time::SystemTime,
 }
@@ -22,8 +24,8 @@ impl Sandbox {
         let wish = wish.clone();
         // A thread of its own: namespaces belong to threads, and this one ends.
         let made = std::thread::Builder::new().name("namespaces".into()).stack_size(128 << 10).spawn(move || in_thread(&wish))?;
-        let (held, init) = made.join().map_err(|_| io::Error::other("the namespaces' thread died"))??;
-        Ok(Sandbox { held, init, at: std::time::SystemTime::now() })
+        let (held, init, _alive) = made.join().map_err(|_| io::Error::other("the namespaces' thread died"))??;
+        Ok(Sandbox { held, init, _alive, at: std::time::SystemTime::now() })
     }
     /// Paths to join, by OCI type.
     pub fn paths(&self) -> BTreeMap<String, String> {
@@ -37,7 +39,7 @@ impl Sandbox {
     }
 }
 
-type Made = (Vec<(&'static str, File)>, Option<u32>);
+type Made = (Vec<(&'static str, File)>, Option<u32>, Option<ChildStdin>);
 
 fn in_thread(wish: &Value) -> io::Result<Made> {
     let text = |key: &str| wish.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -66,12 +68,13 @@ fn in_thread(wish: &Value) -> io::Result<Made> {
             held.push((kind, File::open(format!("/proc/thread-self/ns/{kind}"))?));
         }
     }
-    let mut init = None;
+    let (mut init, mut alive) = (None, None);
     if text("pid") == "pod" {
         unshare(CloneFlags::CLONE_NEWPID)?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("init").env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        init = Some(command.spawn()?.id());
+        command.arg("init").env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        (init, alive) = (Some(child.id()), child.stdin.take());
     }
-    Ok((held, init))
+    Ok((held, init, alive))
 }

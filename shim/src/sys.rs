@@ -66,23 +66,31 @@ pub fn kill(pid: u32, signal: u32) -> io::Result<()> {
     if unsafe { libc::kill(pid as i32, signal as i32) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Init of a shared PID namespace: reaps, and ends on SIGTERM.
+/// Init of a shared PID namespace: reaps, and ends on SIGTERM, or when the shim has gone and with it the other end of the pipe that is our input.
 pub fn pod_init() -> io::Result<()> {
-    // SAFETY: the set is initialised by sigemptyset before use, and lives until sigwait returns.
+    // SAFETY: the set is initialised by sigemptyset before use, and lives until sigwait returns; fcntl and read get an open descriptor, and a buffer of one byte.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGIO] {
             libc::sigaddset(&mut set, signal);
         }
         libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        // SIGIO tells of a change to the pipe.
+        if libc::fcntl(0, libc::F_SETOWN, libc::getpid()) < 0 || libc::fcntl(0, libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The shim may have gone before.
+        let (mut signal, mut byte) = (libc::SIGIO, 0_u8);
         loop {
-            let mut signal = 0;
-            libc::sigwait(&set, &mut signal);
-            if signal != libc::SIGCHLD {
-                return Ok(());
+            match signal {
+                libc::SIGCHLD => while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {},
+                // End of file; as long as the shim lives there is nothing to read.
+                libc::SIGIO if libc::read(0, (&raw mut byte).cast(), 1) == 0 => return Ok(()),
+                libc::SIGIO => {}
+                _ => return Ok(()),
             }
-            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            libc::sigwait(&set, &mut signal);
         }
     }
 }

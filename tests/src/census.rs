@@ -29,7 +29,7 @@ pub fn take(daemon: &crate::daemon::Daemon) -> Census {
         mounts: mounts_below(&daemon.dir),
         cgroups: cgroups_of(&daemon.tag).iter().filter(|c| !c.ends_with(&daemon.tag)).map(|c| c.display().to_string()).collect(),
         addresses: walk(&daemon.dir.join("ipam"), 2).iter().filter_map(name).filter(|n| n.starts_with("10.")).collect(),
-        fifos: files.iter().filter(|p| is_fifo(p)).map(|p| p.display().to_string()).collect(),
+        fifos: files.iter().filter(|p| is_stream(p)).map(|p| p.display().to_string()).collect(),
         directories: files.iter().filter(is_bundle).map(|p| p.display().to_string()).collect(),
         interfaces: interfaces_on(&daemon.tag),
     }
@@ -40,9 +40,11 @@ fn name(path: &PathBuf) -> Option<String> {
     path.file_name().map(|n| n.to_string_lossy().into_owned())
 }
 
-fn is_fifo(path: &Path) -> bool {
+/// FIFOs, and the sockets of shims.
+fn is_stream(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
-    path.symlink_metadata().is_ok_and(|m| m.file_type().is_fifo())
+    let of_shim = || path.parent().is_some_and(|d| d.ends_with("s"));
+    path.symlink_metadata().is_ok_and(|m| m.file_type().is_fifo() || m.file_type().is_socket() && of_shim())
 }
 
 fn walk(dir: &Path, depth: usize) -> Vec<PathBuf> {

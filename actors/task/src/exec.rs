@@ -2,9 +2,9 @@
 //!
 //! The shim writes into FIFOs that we read. Until the process has started we hold a write end ourselves, so that an early reader sees no end of file; after
 //! its end the output is read until all writers are gone, or for a short while if a grandchild keeps the pipe.
-use crate::bundle;
 use crate::link::{self, Link, rpc};
 use crate::pod::Pod;
+use crate::{bundle, fifos};
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::task::{ExecResult, ExecSync};
 use proto::prost_types::Any;
@@ -29,8 +29,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn open(path: PathBuf) -> Result<Stream> {
-        bundle::fifo(&path, 0o600)?;
+    fn open(dir: &Path, container: &str, exec_id: &str, name: &str) -> Result<Stream> {
+        let path = fifos::make(dir, container, exec_id, name)?;
         let reader = OpenOptions::new().open_receiver(&path).context("open a FIFO")?;
         let writer = OpenOptions::new().open_sender(&path).context("open a FIFO")?;
         Ok(Stream { path, reader: RefCell::new(reader), writer: RefCell::new(Some(writer)), kept: RefCell::default() })
@@ -52,12 +52,6 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 impl Pod {
     /// Runs it.
     pub async fn exec(self: Rc<Self>, cx: Cx, m: ExecSync) -> Result<ExecResult> {
@@ -67,30 +61,30 @@ impl Pod {
             return Err(Fault::failed_precondition(format!("container {} has ended", m.id)));
         }
         let link = self.link(&cx).await?;
-        let exec_id = uuid::Uuid::new_v4().simple().to_string();
-        let dir = bundle::fifos(&self.args, &self.id);
-        let (out, err) = open_both(&dir, &exec_id)?;
+        let live = self.new_exec();
+        let (dir, exec_id) = (bundle::fifos(&self.args, &self.id), live.id.as_str());
+        let (out, err) = (Stream::open(&dir, &m.id, exec_id, "out")?, Stream::open(&dir, &m.id, exec_id, "err")?);
         let request = api::ExecProcessRequest {
             id: m.id.clone(),
-            exec_id: exec_id.clone(),
+            exec_id: exec_id.to_owned(),
             stdout: out.path.display().to_string(),
             stderr: err.path.display().to_string(),
             spec: Some(Any { type_url: PROCESS.into(), value: m.process.clone() }),
             ..Default::default()
         };
-        let added = rpc(&cx, "Task/Exec", self.args.timeouts.call, |c| link.task.exec(c, &request)).await;
-        self.watch_for_silence(added)?;
-        let ended = self.run_exec(&cx, &link, &m, &exec_id, (&out, &err)).await;
+        let ended = match rpc(&cx, "Task/Exec", self.args.timeouts.call, |c| link.task.exec(c, &request)).await {
+            Ok(_) => self.run_exec(&cx, &link, &m, exec_id, (&out, &err)).await,
+            Err(fault) => Err(fault),
+        };
+        let cx = cx.without_deadline();
         if ended.is_err() {
-            self.kill_exec(&cx.without_deadline(), &link, &m.id, &exec_id).await;
+            self.kill_exec(&cx, &link, &m.id, exec_id).await;
         }
-        let delete = api::DeleteRequest { id: m.id, exec_id };
-        let gone = rpc(&cx.without_deadline(), "Task/Delete", self.args.timeouts.cleanup, |c| link.task.delete(c, &delete)).await;
+        match self.delete_exec(&cx, &link, &m.id, exec_id).await {
+            Ok(()) => [&out, &err].into_iter().for_each(|s| drop(std::fs::remove_file(&s.path))),
+            Err(e) => tracing::warn!(container = container.id, error = %e, "an exec is not deleted"),
+        }
         let code = self.watch_for_silence(ended)?;
-        gone.err()
-            .filter(|f| !f.is_not_found())
-            .into_iter()
-            .for_each(|e| tracing::warn!(container = container.id, error = %e, "an exec is not deleted"));
         Ok(ExecResult { code, stdout: out.kept.take(), stderr: err.kept.take() })
     }
 
@@ -139,9 +133,4 @@ impl Pod {
             let _ = tokio::time::timeout(limit, link::wait(cx, &link.task, id, exec_id)).await;
         }
     }
-}
-
-fn open_both(dir: &Path, exec_id: &str) -> Result<(Stream, Stream)> {
-    std::fs::create_dir_all(dir).context("make the directory of FIFOs")?;
-    Ok((Stream::open(dir.join(format!("{exec_id}-out")))?, Stream::open(dir.join(format!("{exec_id}-err")))?))
 }

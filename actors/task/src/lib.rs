@@ -21,6 +21,7 @@ mod child;
 mod container;
 mod exec;
 mod exit;
+mod fifos;
 mod launch;
 mod link;
 mod locate;

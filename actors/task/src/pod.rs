@@ -44,6 +44,8 @@ pub struct Pod {
     pub removing: Cell<bool>,
     /// Containers whose `Create` is under way in this generation.
     pub creating: RefCell<HashSet<String>>,
+    /// Execs that callers of this generation wait for.
+    pub execs: RefCell<HashSet<String>>,
     /// Containers by id.
     pub containers: RefCell<HashMap<String, Rc<Container>>>,
 }
@@ -99,6 +101,7 @@ impl Pod {
             shim_pid: Cell::new(0),
             removing: Cell::new(false),
             creating: RefCell::default(),
+            execs: RefCell::default(),
             containers: RefCell::new(containers),
         })
     }

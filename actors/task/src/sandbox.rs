@@ -199,7 +199,10 @@ impl Pod {
         let mut bundles: Vec<_> = self.containers.borrow().keys().map(|id| self.bundle_of(id)).collect();
         bundles.push(self.bundle());
         let (args, fifos, cgroups) = ((*self.args).clone(), bundle::fifos(&self.args, &self.id), self.row.borrow().cgroups.clone());
+        let socket = bundle::read_endpoint(&self.bundle()).and_then(|e| e.address.strip_prefix("unix:///").map(|p| format!("/{p}")));
         let work = move || {
+            // A shim that was killed leaves it.
+            socket.map_or(Ok(()), |s| bundle::absent(std::fs::remove_file(s))).context("remove the shim's socket")?;
             bundles.iter().try_for_each(|b| bundle::remove(&args, b))?;
             bundle::absent(std::fs::remove_dir_all(fifos)).context("remove FIFOs")?;
             cgroup::remove(&cgroups);

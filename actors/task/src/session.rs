@@ -2,8 +2,8 @@
 //! whoever serves the client opens them and copies, so no byte of a stream passes through an actor.
 use crate::exec::PROCESS;
 use crate::link::{self, rpc};
-use crate::{bundle, pod::Pod};
-use kernel::{Cx, Fault, Result, ResultExt};
+use crate::{bundle, fifos, pod::Pod};
+use kernel::{Cx, Fault, Result};
 use messages::task::{CloseInput, CloseSession, JoinStreams, OpenSession, Resize, RunExec, Session, WaitExec};
 use proto::prost_types::Any;
 use proto::task as api;
@@ -17,15 +17,12 @@ impl Pod {
             return Err(Fault::failed_precondition(format!("container {} has ended", m.id)));
         }
         let dir = bundle::fifos(&self.args, &self.id);
-        std::fs::create_dir_all(&dir).context("make the directory of FIFOs")?;
-        let exec_id = uuid::Uuid::new_v4().simple().to_string();
+        let exec_id = fifos::new_session();
         let make = |wanted: bool, name: &str| -> Result<String> {
             if !wanted {
                 return Ok(String::new());
             }
-            let path = dir.join(format!("{exec_id}-{name}"));
-            bundle::fifo(&path, 0o600)?;
-            Ok(path.display().to_string())
+            Ok(fifos::make(&dir, &m.id, &exec_id, name)?.display().to_string())
         };
         Ok(Session { stdin: make(m.stdin, "in")?, stdout: make(m.stdout, "out")?, stderr: make(m.stderr, "err")?, exec_id })
     }
@@ -90,10 +87,6 @@ impl Pod {
         }
         let link = self.link(&cx).await?;
         self.kill_exec(&cx, &link, &m.id, &m.session.exec_id).await;
-        let delete = api::DeleteRequest { id: m.id, exec_id: m.session.exec_id };
-        match rpc(&cx, "Task/Delete", self.args.timeouts.cleanup, |c| link.task.delete(c, &delete)).await {
-            Err(f) if !f.is_not_found() => Err(f),
-            _ => Ok(()),
-        }
+        self.delete_exec(&cx, &link, &m.id, &m.session.exec_id).await
     }
 }
