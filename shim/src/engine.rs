@@ -8,8 +8,12 @@
 //! streams. On a crash of a worker: its answer is an end of file, an error for that request. Of this process: steps fail until the pod is gone; what
 //! runs goes on. Limits: requests of [`LARGEST`] bytes.
 #![allow(unsafe_code)]
+mod devices;
 mod diary;
 mod guard;
+mod kernel;
+mod launch;
+mod place;
 mod steps;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};

@@ -1,13 +1,15 @@
 //! The steps, each in a worker of the engine's process.
-use super::{Request, diary, guard};
+use super::{Request, diary, guard, launch};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, default};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-fn told(error: impl std::error::Error) -> io::Error {
+/// An error with its causes.
+pub fn told(error: impl std::error::Error) -> io::Error {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(s) = source {
@@ -34,18 +36,19 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
     match request.step.as_str() {
         "create" => {
             guard::normalise(&request.bundle)?;
+            let spec = launch::specification(&request.bundle)?;
+            if launch::fits(&spec) {
+                return launch::create(request, spec, &streams(request, fds)?, default::get_executor());
+            }
             let container = builder(request, &mut fds)?.as_init(&request.bundle).with_systemd(request.systemd).with_detach(true);
             let container = container.build().map_err(told)?;
             Ok(container.pid().map_or(0, |p| p.as_raw() as u32))
         }
         "exec" => {
             let file = request.file.clone().ok_or_else(|| io::Error::other("no process"))?;
-            let mut builder = builder(request, &mut fds)?;
-            if let Some(guard) = guard::Guard::for_exec(&request.bundle, &file)? {
-                builder = builder.with_executor(guard);
-            }
-            let process = builder.as_tenant().with_detach(true).with_process(Some(file));
-            Ok(process.build().map_err(told)?.as_raw() as u32)
+            let guard = guard::Guard::for_exec(&request.bundle, &file)?;
+            let executor = guard.map_or_else(default::get_executor, |g| Box::new(g) as Box<dyn Executor>);
+            launch::exec(request, &file, &streams(request, fds)?, executor)
         }
         "start" => load(request)?.start().map_err(told).map(|()| 0),
         "pause" => load(request)?.pause().map_err(told).map(|()| 0),
@@ -54,6 +57,12 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
         "update" => update(request).map(|()| 0),
         other => Err(io::Error::other(format!("the engine knows no step {other:?}"))),
     }
+}
+
+/// Standard input, output and error; none where there is a terminal.
+fn streams(request: &Request, fds: impl Iterator<Item = OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    let all: Vec<OwnedFd> = fds.take(3).collect();
+    if request.console.is_none() && all.len() < 3 { Err(io::Error::other("the streams are missing")) } else { Ok(all) }
 }
 
 fn builder(request: &Request, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<ContainerBuilder> {

@@ -1,0 +1,231 @@
+//! The cgroup that a container's processes are born in.
+//!
+//! Moving another process (`cgroup.procs`) takes the kernel's global threadgroup lock and waits for an RCU grace period: 5 to 20 ms on an idle
+//! machine, more on a busy one, and it is most of what libcontainer's own way costs. A process of one thread that moves itself by version 1's `tasks`,
+//! or is cloned into version 2's cgroup, skips both. systemd moves the process itself, so there libcgroups does what it always does.
+use super::devices;
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager, get_cgroup_setup,
+};
+use libcontainer::container::Container;
+use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Component, Path, PathBuf};
+
+/// Version 1's hierarchies that containers are placed in; named ones are left alone.
+const CONTROLLERS: [&str; 12] =
+    ["cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "blkio"];
+/// Where cgroups are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// How a process gets there.
+enum Way {
+    /// Version 1: the process writes itself into these directories' `tasks`.
+    Tasks(Vec<PathBuf>),
+    /// Version 2: the process is cloned into this directory.
+    Clone(PathBuf, File),
+    /// systemd's: libcgroups asks it to.
+    Manager,
+}
+
+/// A container's cgroup.
+pub struct Place {
+    way: Way,
+    manager: AnyCgroupManager,
+}
+
+fn limits(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux().as_ref().and_then(|l| l.resources().as_ref())
+}
+
+fn told(e: impl std::error::Error) -> io::Error {
+    io::Error::other(format!("cgroup: {e}"))
+}
+
+impl Place {
+    /// Finds the cgroup of a container; makes it, with the limits of the specification, where it is a `fresh` container's.
+    pub fn of(config: &CgroupConfig, fresh: Option<&Spec>) -> io::Result<Place> {
+        let manager = create_cgroup_manager(config.clone()).map_err(told)?;
+        let unified = matches!(get_cgroup_setup().map_err(told)?, CgroupSetup::Unified);
+        let way = match (unified, config.systemd_cgroup && !config.cgroup_path.is_absolute()) {
+            (true, true) => Way::Manager,
+            (true, false) => {
+                let dir = below(Path::new(ROOT), &config.cgroup_path);
+                if fresh.is_some() {
+                    make_unified(Path::new(ROOT), &dir)?;
+                }
+                let handle = File::open(&dir).map_err(|e| io::Error::new(e.kind(), format!("open cgroup {}: {e}", dir.display())))?;
+                Way::Clone(dir, handle)
+            }
+            (false, _) => {
+                let dirs: Vec<PathBuf> = hierarchies()?.into_iter().map(|root| below(&root, &config.cgroup_path)).collect();
+                for dir in dirs.iter().filter(|_| fresh.is_some()) {
+                    make(dir)?;
+                }
+                Way::Tasks(dirs)
+            }
+        };
+        let place = Place { way, manager };
+        if let (Some(resources), false) = (fresh.and_then(limits), matches!(place.way, Way::Manager)) {
+            place.limit(resources)?;
+        }
+        Ok(place)
+    }
+
+    fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
+        let options = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+        self.manager.apply(&options).map_err(told)?;
+        match &self.way {
+            Way::Tasks(_) => Ok(()),
+            Way::Clone(dir, _) => devices::guard(dir, resources),
+            Way::Manager => devices::guard(&own()?, resources),
+        }
+    }
+
+    /// Where a process is cloned into, where that is the way.
+    pub fn cradle(&self) -> Option<i32> {
+        if let Way::Clone(_, handle) = &self.way { Some(handle.as_raw_fd()) } else { None }
+    }
+
+    /// Does systemd move the process, which therefore must be one that it can see by its pid?
+    pub fn by_systemd(&self) -> bool {
+        matches!(self.way, Way::Manager)
+    }
+
+    /// Moves this process there, unless it was cloned into it. Never the worker: who fails to make a container kills all that is in its cgroup.
+    pub fn enter(&self, fresh: Option<&Spec>) -> io::Result<()> {
+        match &self.way {
+            Way::Clone(..) => Ok(()),
+            Way::Tasks(dirs) => {
+                for tasks in dirs.iter().map(|d| d.join("tasks")) {
+                    std::fs::write(&tasks, "0").map_err(|e| io::Error::new(e.kind(), format!("enter {}: {e}", tasks.display())))?;
+                }
+                Ok(())
+            }
+            Way::Manager => {
+                // libcgroups' own type of a pid, got the only way that needs no second generation of the nix crate here.
+                let mut this = Container::default();
+                let this = this.set_pid(std::process::id() as i32).pid().ok_or_else(|| io::Error::other("no process"))?;
+                self.manager.add_task(this).map_err(told)?;
+                fresh.and_then(limits).map_or(Ok(()), |resources| self.limit(resources))
+            }
+        }
+    }
+
+    /// Kills what is in it, and removes it.
+    pub fn remove(&self) -> io::Result<()> {
+        self.manager.remove().map_err(told)
+    }
+}
+
+/// `path` below `root`, never above it.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    let mut at = root.to_owned();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => at.push(name),
+            Component::ParentDir if at != root => drop(at.pop()),
+            _ => {}
+        }
+    }
+    at
+}
+
+/// This process' cgroup of version 2.
+fn own() -> io::Result<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup")?;
+    let path = text.lines().find_map(|l| l.strip_prefix("0::")).ok_or_else(|| io::Error::other("no cgroup of version 2"))?;
+    Ok(below(Path::new(ROOT), Path::new(path)))
+}
+
+/// Mount points of version 1's hierarchies; controllers that share one name it once.
+fn hierarchies() -> io::Result<Vec<PathBuf>> {
+    let mut all: Vec<PathBuf> = Vec::new();
+    for line in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
+        let Some((place, kind)) = line.split_once(" - ") else { continue };
+        let (mut kind, Some(at)) = (kind.split(' '), place.split(' ').nth(4)) else { continue };
+        let wanted = kind.next() == Some("cgroup") && kind.nth(1).is_some_and(|o| o.split(',').any(|o| CONTROLLERS.contains(&o)));
+        if wanted && !all.iter().any(|p| p == Path::new(at)) {
+            all.push(at.into());
+        }
+    }
+    Ok(all)
+}
+
+fn failed(dir: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |e| io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display()))
+}
+
+/// Makes a directory of version 1. A new cpuset has no processors until it is told some.
+fn make(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir).map_err(failed(dir))?;
+    if dir.join("cpuset.cpus").exists() {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            inherit(dir, file).map_err(failed(dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// The value of `file` in `dir`, taken over from the directories above as far as needed.
+fn inherit(dir: &Path, file: &str) -> io::Result<String> {
+    let value = std::fs::read_to_string(dir.join(file))?;
+    if !value.trim().is_empty() {
+        return Ok(value);
+    }
+    let above = dir.parent().ok_or_else(|| io::Error::other(format!("{file} has no value anywhere")))?;
+    let value = inherit(above, file)?;
+    std::fs::write(dir.join(file), value.trim())?;
+    Ok(value)
+}
+
+/// Makes a directory of version 2, with every controller that the directories above can give.
+fn make_unified(root: &Path, dir: &Path) -> io::Result<()> {
+    if dir.exists() {
+        return Ok(());
+    }
+    let mut above: Vec<&Path> = dir.ancestors().skip(1).take_while(|a| a.starts_with(root)).collect();
+    above.reverse();
+    for dir in above {
+        std::fs::create_dir_all(dir).map_err(failed(dir))?;
+        let has = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+        let gives = std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
+        for controller in has.split_whitespace().filter(|c| !gives.split_whitespace().any(|g| g == *c)) {
+            // One that cannot be given is missed by the limit that needs it, and told there.
+            let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    std::fs::create_dir_all(dir).map_err(failed(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_path_stays_below_its_root() {
+        let root = Path::new("/sys/fs/cgroup");
+        for (path, at) in
+            [("/a/b", "/sys/fs/cgroup/a/b"), ("a/../b", "/sys/fs/cgroup/b"), ("../../etc", "/sys/fs/cgroup/etc"), ("", "/sys/fs/cgroup")]
+        {
+            assert_eq!(below(root, Path::new(path)), Path::new(at), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_new_cpuset_takes_its_processors_from_above() {
+        let dir = std::env::temp_dir().join(format!("trpplace{}", std::process::id()));
+        let inner = dir.join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        for (at, value) in [(dir.as_path(), "0-1\n"), (&dir.join("a"), "\n"), (&inner, "")] {
+            std::fs::write(at.join("cpuset.cpus"), value).unwrap();
+        }
+        inherit(&inner, "cpuset.cpus").unwrap();
+        let told = [dir.join("a"), inner].map(|d| std::fs::read_to_string(d.join("cpuset.cpus")).unwrap());
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(told, ["0-1", "0-1"]);
+    }
+}
