@@ -161,8 +161,10 @@ impl Task for Service {
         let running = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, io);
         let pid = self.spans.time(&origin, "runtime.exec", &m.id, running).await.map_err(failed("exec"))?;
         wiring.connect().map_err(failed("take the terminal over"))?;
-        if let Some(p) = self.all().get_mut(&m.id).and_then(|c| c.execs.get_mut(&m.exec_id)) {
-            (p.pid, p.started, p.streamed) = (pid, true, wiring.streamed.clone());
+        match self.all().get_mut(&m.id).and_then(|c| c.execs.get_mut(&m.exec_id)) {
+            Some(p) => (p.pid, p.started, p.streamed) = (pid, true, wiring.streamed.clone()),
+            // Its caller gave up and deleted it while it was being started: nobody else would end it.
+            None => drop(sys::kill(pid, libc::SIGKILL as u32)),
         }
         self.watch(&m.id, &m.exec_id, pid, wiring, process.exit.clone(), container);
         self.events.publish("/tasks/exec-started", proto::any(&events::TaskExecStarted { container_id: m.id, exec_id: m.exec_id, pid }));

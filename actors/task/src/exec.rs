@@ -77,10 +77,11 @@ impl Pod {
             Err(fault) => Err(fault),
         };
         let cx = cx.without_deadline();
-        if ended.is_err() {
-            self.kill_exec(&cx, &link, &m.id, exec_id).await;
-        }
-        match self.delete_exec(&cx, &link, &m.id, exec_id).await {
+        let forgotten = match &ended {
+            Ok(_) => self.delete_exec(&cx, &link, &m.id, exec_id).await,
+            Err(_) => self.end_exec(&cx, &link, &m.id, exec_id).await,
+        };
+        match forgotten {
             Ok(()) => [&out, &err].into_iter().for_each(|s| drop(std::fs::remove_file(&s.path))),
             Err(e) => tracing::warn!(container = container.id, error = %e, "an exec is not deleted"),
         }

@@ -8,13 +8,18 @@
 //! the actor but not the daemon; its name has this run of the daemon in it.
 use crate::link::{Link, rpc};
 use crate::{bundle, pod::Pod};
-use kernel::{Cx, Result, ResultExt};
+use kernel::{Class, Cx, Result, ResultExt};
 use proto::task::DeleteRequest;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::LazyLock;
+use std::time::Duration;
+use tokio::time::Instant;
 use uuid::Uuid;
+
+/// Pause before an exec that was just being started is killed again.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Names this run of the daemon.
 static RUN: LazyLock<String> = LazyLock::new(|| format!("s{}", Uuid::new_v4().simple()));
@@ -46,11 +51,23 @@ impl Pod {
 
     async fn sweep(&self, cx: &Cx, link: &Link, container: String, exec_id: String, paths: Vec<PathBuf>) {
         tracing::info!(sandbox = self.id, container, exec_id, "an exec has lost its caller and is ended");
-        self.kill_exec(cx, link, &container, &exec_id).await;
-        match self.delete_exec(cx, link, &container, &exec_id).await {
+        match self.end_exec(cx, link, &container, &exec_id).await {
             Ok(()) => paths.iter().for_each(|p| drop(std::fs::remove_file(p))),
             // Its FIFOs stay, so the next sweep finds it.
             Err(error) => tracing::warn!(sandbox = self.id, container, exec_id, %error, "an exec is not deleted"),
+        }
+    }
+
+    /// Ends an exec, whatever it is at: kills it if it runs, and has the shim forget it.
+    pub async fn end_exec(&self, cx: &Cx, link: &Link, id: &str, exec_id: &str) -> Result<()> {
+        let until = Instant::now() + self.args.timeouts.cleanup;
+        loop {
+            self.kill_exec(cx, link, id, exec_id).await;
+            match self.delete_exec(cx, link, id, exec_id).await {
+                // It was still being started when it was to be killed.
+                Err(f) if f.class == Class::FailedPrecondition && Instant::now() < until => tokio::time::sleep(AGAIN).await,
+                other => return other,
+            }
         }
     }
 

@@ -86,7 +86,6 @@ impl Pod {
             return Ok(());
         }
         let link = self.link(&cx).await?;
-        self.kill_exec(&cx, &link, &m.id, &m.session.exec_id).await;
-        self.delete_exec(&cx, &link, &m.id, &m.session.exec_id).await
+        self.end_exec(&cx, &link, &m.id, &m.session.exec_id).await
     }
 }

@@ -58,6 +58,13 @@ fn pod(s: &cri::PodSandboxStatus) -> cri::PodSandbox {
     }
 }
 
+/// Statuses of a pod's containers, the newest first: a kubelet takes the first of a name for the present one.
+pub fn newest_first(picture: &Picture, pod: &str) -> Vec<cri::ContainerStatus> {
+    let mut all: Vec<_> = picture.containers.values().filter(|c| c.sandbox_id == pod).map(|c| c.status.clone()).collect();
+    all.sort_by_key(|s| std::cmp::Reverse(s.created_at));
+    all
+}
+
 /// Containers that a filter lets through.
 pub fn containers(picture: &Picture, filter: Option<&cri::ContainerFilter>) -> Vec<cri::Container> {
     let wanted = |c: &&Arc<Container>| {
@@ -168,5 +175,17 @@ mod tests {
         let ready = Some(cri::PodSandboxStateValue { state: 0 });
         assert_eq!(ids(cri::PodSandboxFilter { label_selector: web, state: ready, ..Default::default() }), ["aa1"]);
         assert_eq!(ids(cri::PodSandboxFilter { id: "aa".into(), ..Default::default() }), ["aa1", "aa2"]);
+    }
+
+    #[test]
+    fn a_restarted_container_comes_before_its_dead_predecessor() {
+        let mut p = picture();
+        for (id, pod, created_at) in [("c1", "b", 1), ("c2", "b", 3), ("c3", "b", 2), ("c4", "aa1", 4)] {
+            let status = cri::ContainerStatus { id: id.into(), created_at, ..Default::default() };
+            let container =
+                Container { sandbox_id: pod.into(), status, snapshotter: String::new(), tty: false, pid: 0, spec: Arc::from("") };
+            p.containers.insert(id.into(), Arc::new(container));
+        }
+        assert_eq!(newest_first(&p, "b").into_iter().map(|s| s.id).collect::<Vec<_>>(), ["c2", "c3", "c1"]);
     }
 }

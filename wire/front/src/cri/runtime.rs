@@ -110,14 +110,14 @@ impl RuntimeService for Cri {
 
     async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
         self.call("runtime.v1.RuntimeService/PodSandboxStatus", request, |cx, q| async move {
+            // Before the picture is read: a reader drops events that are older than this, so it may be too early, never too late.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let timestamp = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
             let picture = self.picture(&cx).await?;
             let pod = lists::find(&picture.pods, &q.pod_sandbox_id, "pod sandbox")?;
             let info = if q.verbose { pod.info.clone().into_iter().collect() } else { Default::default() };
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let timestamp = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-            // One picture, so the containers are as they were at this time: a kubelet that goes by events need not ask for each.
-            let containers_statuses =
-                picture.containers.values().filter(|c| c.sandbox_id == pod.status.id).map(|c| c.status.clone()).collect();
+            // One picture, so the containers are as they were at one time: a kubelet that goes by events need not ask for each.
+            let containers_statuses = lists::newest_first(&picture, &pod.status.id);
             Ok(PodSandboxStatusResponse { status: Some(pod.status.clone()), info, containers_statuses, timestamp })
         })
         .await
