@@ -6,7 +6,7 @@
 use crate::meter::Meter;
 use crate::status::{self, Failure};
 use futures::FutureExt as _;
-use kernel::{Cx, Fault, Result, System};
+use kernel::{Class, Cx, Fault, Result, System};
 use std::any::Any;
 use std::future::{Future, Ready, ready};
 use std::panic::AssertUnwindSafe;
@@ -55,6 +55,20 @@ where
     }
 }
 
+/// What the caller brought about is told, but warns nobody: probes time out and images do not exist every minute of a node's life. That something is not
+/// there any more is what many a status is asked for.
+fn log(rpc: &str, failure: &Failure) {
+    let asked = rpc.ends_with("Status") || rpc.ends_with("Stats");
+    match failure.fault.class {
+        Class::NotFound if asked => tracing::debug!(rpc, %failure, "call failed"),
+        Class::DeadlineExceeded if rpc.ends_with("/ExecSync") => tracing::info!(rpc, %failure, "call failed"),
+        Class::InvalidArgument | Class::NotFound | Class::AlreadyExists | Class::OutOfRange | Class::Unimplemented | Class::Canceled => {
+            tracing::info!(rpc, %failure, "call failed");
+        }
+        _ => tracing::warn!(rpc, %failure, "call failed"),
+    }
+}
+
 /// Runs a gRPC request. The answer's metadata carry the trace.
 pub async fn grpc<Q, T, F, Fut>(
     system: &System,
@@ -88,7 +102,7 @@ where
             Ok(response)
         }
         Err(failure) => {
-            tracing::warn!(rpc = name, %failure, "call failed");
+            log(name, &failure);
             let status = status::grpc(&failure);
             meter.record(name, status.code(), began.elapsed());
             Err(status)
