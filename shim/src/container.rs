@@ -1,5 +1,6 @@
 //! Processes of a container: its init and execs.
 use crate::cgroup::Cgroup;
+use crate::idmap::Maps;
 use crate::io::{Streamed, Targets, Wiring};
 use crate::reaper::Exit;
 use crate::runtime::Runtime;
@@ -49,6 +50,8 @@ pub struct Container {
     pub execs: BTreeMap<String, Process>,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// Its users; empty = the node's.
+    pub maps: Maps,
     /// Paused.
     pub paused: bool,
     /// Its PID namespace is its own: its processes end with its init.

@@ -14,6 +14,7 @@ mod guard;
 mod kernel;
 mod launch;
 mod place;
+mod stage;
 mod steps;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};

@@ -9,16 +9,20 @@ mod console;
 mod container;
 mod engine;
 mod events;
+mod idmap;
 mod io;
 mod log;
 mod mounts;
+mod owner;
 mod reaper;
+mod rootfs;
 mod runtime;
 mod sandbox;
 mod server;
 mod service;
 mod spans;
 mod sys;
+mod userns;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +32,8 @@ fn main() {
         "serve" => server::serve(&flags),
         "delete" => bootstrap::delete(&flags),
         "init" => sys::pod_init(),
+        userns::ACTION => userns::helper(),
+        "probe" => rootfs::probe(std::path::Path::new(&flags.bundle)).inspect_err(|e| println!("{e}")),
         _ if flags.version => {
             println!("containerd-shim-troupe-v2 {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -1,4 +1,6 @@
 //! A container's root file system.
+use crate::idmap::Mapper;
+use crate::rootfs;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use proto::types::Mount;
 use std::io;
@@ -20,9 +22,14 @@ fn flag(option: &str) -> Option<(MsFlags, bool)> {
 }
 
 /// Mounts all of them on `target`.
-pub fn mount_all(list: &[Mount], target: &Path) -> io::Result<()> {
+pub fn mount_all(list: &[Mount], target: &Path, mapper: &Mapper) -> io::Result<()> {
     std::fs::create_dir_all(target)?;
     for m in list {
+        let at = if m.target.is_empty() { target.to_owned() } else { target.join(m.target.trim_start_matches('/')) };
+        if let Some(maps) = rootfs::wanted(m)? {
+            rootfs::mount_mapped(m, &maps, mapper, &at)?;
+            continue;
+        }
         let (mut flags, mut data) = (MsFlags::empty(), Vec::new());
         for option in &m.options {
             match flag(option) {
@@ -32,7 +39,6 @@ pub fn mount_all(list: &[Mount], target: &Path) -> io::Result<()> {
             }
         }
         let data = data.join(",");
-        let at = if m.target.is_empty() { target.to_owned() } else { target.join(m.target.trim_start_matches('/')) };
         let kind = if m.r#type == "bind" { None } else { Some(m.r#type.as_str()) };
         let error =
             |e: nix::Error| io::Error::new(io::Error::from(e).kind(), format!("mount {} {} on {}: {e}", m.r#type, m.source, at.display()));

@@ -3,9 +3,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::AsRawFd;
-use std::process::{ChildStdin, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 /// A made sandbox.
 pub struct Sandbox {
@@ -13,7 +14,7 @@ pub struct Sandbox {
     /// Init of the shared PID namespace.
     pub init: Option<u32>,
     /// The init lives as long as this end of its pipe is open: it does not outlive the shim, and nor do the processes of its namespace.
-    _alive: Option<ChildStdin>,
+    _alive: Option<PipeWriter>,
     /// Created.
     pub at: std::time::SystemTime,
 }
@@ -21,11 +22,15 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes what `wish` (JSON, see `messages::task::PodNamespaces`) asks for.
     pub fn make(wish: &Value) -> io::Result<Sandbox> {
-        let wish = wish.clone();
+        let mut wish = wish.clone();
+        let pipe = if wish["pid"] == "pod" { Some(io::pipe()?) } else { None };
+        if let Some((theirs, _)) = &pipe {
+            wish["alive"] = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_raw_fd()).into();
+        }
         // A thread of its own: namespaces belong to threads, and this one ends.
         let made = std::thread::Builder::new().name("namespaces".into()).stack_size(128 << 10).spawn(move || in_thread(&wish))?;
-        let (held, init, _alive) = made.join().map_err(|_| io::Error::other("the namespaces' thread died"))??;
-        Ok(Sandbox { held, init, _alive, at: std::time::SystemTime::now() })
+        let (held, init) = made.join().map_err(|_| io::Error::other("the namespaces' thread died"))??;
+        Ok(Sandbox { held, init, _alive: pipe.map(|(_, ours)| ours), at: std::time::SystemTime::now() })
     }
     /// Paths to join, by OCI type.
     pub fn paths(&self) -> BTreeMap<String, String> {
@@ -39,13 +44,34 @@ impl Sandbox {
     }
 }
 
-type Made = (Vec<(&'static str, File)>, Option<u32>, Option<ChildStdin>);
+/// Namespaces by kind, and the init of a shared PID namespace.
+pub type Made = (Vec<(&'static str, File)>, Option<u32>);
 
 fn in_thread(wish: &Value) -> io::Result<Made> {
-    let text = |key: &str| wish.get(key).and_then(Value::as_str).unwrap_or_default();
-    if !text("network").is_empty() {
-        setns(File::open(text("network"))?, CloneFlags::CLONE_NEWNET)?;
+    if wish.get("userns").is_some_and(|u| !u.is_null()) {
+        return crate::userns::make(wish);
     }
+    if let Some(network) = wish["network"].as_str().filter(|p| !p.is_empty()) {
+        setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
+    }
+    let init = inside(wish, lifeline(wish)?)?;
+    let open = |kind: &'static str| Ok((kind, File::open(format!("/proc/thread-self/ns/{kind}"))?));
+    Ok((shared(wish).map(open).collect::<io::Result<Vec<_>>>()?, init))
+}
+
+/// The pipe that the init of a shared PID namespace reads; to be opened before the users change.
+pub fn lifeline(wish: &Value) -> io::Result<Option<File>> {
+    wish["alive"].as_str().map(File::open).transpose()
+}
+
+/// Kinds that the pod's containers share, without network and PID.
+pub fn shared(wish: &Value) -> impl Iterator<Item = &'static str> + '_ {
+    ["ipc", "uts"].into_iter().filter(|kind| wish[*kind] == "pod")
+}
+
+/// Makes the namespaces that the pod's containers share, owned by the present user namespace. The caller's process or thread ends afterwards.
+pub fn inside(wish: &Value, alive: Option<File>) -> io::Result<Option<u32>> {
+    let text = |key: &str| wish.get(key).and_then(Value::as_str).unwrap_or_default();
     let mut flags = CloneFlags::empty();
     if text("ipc") == "pod" {
         flags |= CloneFlags::CLONE_NEWIPC;
@@ -62,19 +88,10 @@ fn in_thread(wish: &Value) -> io::Result<Made> {
         let value = value.as_str().unwrap_or_default();
         std::fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("sysctl {key}={value}: {e}")))?;
     }
-    let mut held = Vec::new();
-    for (kind, wanted) in [("ipc", text("ipc") == "pod"), ("uts", text("uts") == "pod")] {
-        if wanted {
-            held.push((kind, File::open(format!("/proc/thread-self/ns/{kind}"))?));
-        }
-    }
-    let (mut init, mut alive) = (None, None);
-    if text("pid") == "pod" {
-        unshare(CloneFlags::CLONE_NEWPID)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("init").env_clear().stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn()?;
-        (init, alive) = (Some(child.id()), child.stdin.take());
-    }
-    Ok((held, init, alive))
+    let (Some(alive), "pod") = (alive, text("pid")) else { return Ok(None) };
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    // By this link, because root of a user namespace may not pass on the way to the binary.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("containerd-shim-troupe-v2").arg("init").env_clear().stdin(alive).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(Some(command.spawn()?.id()))
 }

@@ -4,12 +4,13 @@ use crate::cgroup::Cgroup;
 use crate::container::{Container, Process, follow};
 use crate::engine::Engine;
 use crate::events::Publisher;
+use crate::idmap::{Mapper, Maps};
 use crate::io::{Targets, Wiring};
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::{Runtime, Wish};
 use crate::sandbox::Sandbox;
 use crate::spans::{Origin, Spans};
-use crate::{mounts, sys};
+use crate::{mounts, owner, sys};
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::task::*;
@@ -109,14 +110,17 @@ impl Task for Service {
         let config: Value = serde_json::from_slice(&text).map_err(|e| fault(Code::INVALID_ARGUMENT, format!("config.json: {e}")))?;
         let options: proto::runc_options::Options = m.options.as_ref().and_then(proto::from_any).unwrap_or_default();
         let wish = Wish { binary: &options.binary_name, root: &options.root, systemd: options.systemd_cgroup, namespace: &self.namespace };
-        let runtime = Runtime::choose(&wish, &config, &self.engine, self.reaper.clone());
-        let mounting = async { mounts::mount_all(&m.rootfs, &rootfs) };
+        let runtime = Runtime::choose(&wish, &self.engine, self.reaper.clone());
+        let (maps, mapper) = (Maps::of_container(&config), Mapper::of(&config).map_err(failed("open the user namespace"))?);
+        owner::open_bundle(&bundle, &maps).map_err(failed("open the bundle to the pod's users"))?;
+        let mounting = async { mounts::mount_all(&m.rootfs, &rootfs, &mapper) };
         let mounted = self.spans.time(&origin, "mount rootfs", &m.id, mounting).await;
         mounted.map_err(failed("mount the root file system")).inspect_err(|_| drop(mounts::unmount(&rootfs)))?;
         let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
         let made = async {
             let mut wiring = Wiring::open(&targets)?;
             let io = wiring.child.take().ok_or_else(|| std::io::Error::other("streams are used up"))?;
+            owner::give(&io, &config["process"], &maps);
             let pid = self.spans.time(&origin, "runtime.create", &m.id, runtime.create(&m.id, &bundle, io)).await?;
             wiring.connect()?;
             std::io::Result::Ok((pid, wiring))
@@ -133,7 +137,7 @@ impl Task for Service {
         let own_pids = spaces.iter().any(|n| n["type"] == "pid" && n.get("path").is_none_or(|p| p == ""));
         let init = Process { pid, streamed: wiring.streamed.clone(), ..Process::new(targets, vec![]) };
         let (execs, cgroup) = (BTreeMap::new(), Cgroup::of(pid));
-        let container = Container { bundle, runtime, init, execs, cgroup, paused: false, own_pids, deleting: Arc::default() };
+        let container = Container { bundle, runtime, init, execs, cgroup, maps, paused: false, own_pids, deleting: Arc::default() };
         self.all().insert(m.id.clone(), container.clone());
         self.watch(&m.id, "", pid, wiring, container.init.exit.clone(), container);
         self.events
@@ -158,6 +162,7 @@ impl Task for Service {
         }
         let mut wiring = Wiring::open(&process.targets).map_err(failed("open the streams"))?;
         let Some(io) = wiring.child.take() else { return Err(fault(Code::INTERNAL, "streams are used up")) };
+        owner::give(&io, &serde_json::from_slice(&process.spec).unwrap_or_default(), &container.maps);
         let running = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, io);
         let pid = self.spans.time(&origin, "runtime.exec", &m.id, running).await.map_err(failed("exec"))?;
         wiring.connect().map_err(failed("take the terminal over"))?;

@@ -68,6 +68,7 @@ pub fn kill(pid: u32, signal: u32) -> io::Result<()> {
 
 /// Init of a shared PID namespace: reaps, and ends on SIGTERM, or when the shim has gone and with it the other end of the pipe that is our input.
 pub fn pod_init() -> io::Result<()> {
+    let _ = nix::sys::prctl::set_name(c"pod-init");
     // SAFETY: the set is initialised by sigemptyset before use, and lives until sigwait returns; fcntl and read get an open descriptor, and a buffer of one byte.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();

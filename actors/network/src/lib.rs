@@ -112,10 +112,10 @@ impl Args {
     }
 
     async fn add_all(&self, cx: &Cx, row: &mut Row, path: PathBuf) -> Result<()> {
-        cx.run(
-            "netns",
-            |cx| async move { cx.blocking("make a network namespace", Duration::from_secs(10), move || netns::make(&path)).await },
-        )
+        let userns = row.pod.userns;
+        cx.run("netns", |cx| async move {
+            cx.blocking("make a network namespace", Duration::from_secs(10), move || netns::make(&path, userns.as_ref())).await
+        })
         .await?;
         let mut results = serde_json::Map::new();
         for (number, network) in row.networks.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Network namespaces, pinned by a bind mount on a file.
 use crate::sys;
 use kernel::{Fault, Result, ResultExt};
+use messages::userns::UserNs;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeSet;
@@ -9,8 +10,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-/// Makes a namespace with `lo` up, pinned at `path`. The daemon's own threads never leave their namespace: a thread is made for it, and ends.
-pub(crate) fn make(path: &Path) -> Result<()> {
+/// Makes a namespace with `lo` up, pinned at `path`. With a user namespace it is owned by that, from its birth: joining later is not enough to mount
+/// sysfs. The pin keeps both (the shim asks the one for the other). The daemon's own threads never leave their namespace: a thread is made for it,
+/// and ends.
+pub(crate) fn make(path: &Path, userns: Option<&UserNs>) -> Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
@@ -18,7 +21,10 @@ pub(crate) fn make(path: &Path) -> Result<()> {
     let pinned = std::thread::scope(|s| {
         let thread = std::thread::Builder::new().name("troupe-netns".into()).stack_size(128 << 10);
         let thread = thread.spawn_scoped(s, || -> Result<()> {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).context("unshare the network namespace")?;
+            match userns {
+                None => unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).context("unshare the network namespace")?,
+                Some(userns) => enter_owned(userns)?,
+            }
             sys::loopback_up().context("bring lo up")?;
             let none: Option<&str> = None;
             mount(Some("/proc/thread-self/ns/net"), path, none, MsFlags::MS_BIND, none)
@@ -31,6 +37,17 @@ pub(crate) fn make(path: &Path) -> Result<()> {
         let _ = std::fs::remove_file(path);
     }
     pinned
+}
+
+/// Moves this thread into a new network namespace that a new user namespace owns; as a user it stays who it is.
+fn enter_owned(userns: &UserNs) -> Result<()> {
+    let owner = sys::Owner::spawn().context("make a user namespace")?;
+    for (file, map) in [("uid_map", userns.uid), ("gid_map", userns.gid)] {
+        std::fs::write(format!("/proc/{}/{file}", owner.pid()), map.line())
+            .with_context(|| format!("map ids {} of the user namespace ({file})", map.label()))?;
+    }
+    let netns = File::open(format!("/proc/{}/ns/net", owner.pid())).context("open the network namespace")?;
+    setns(netns, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from).context("enter the network namespace")
 }
 
 /// Connects to a port on the loopback of a namespace (empty = our own): first over IPv4, then IPv6.

@@ -8,7 +8,6 @@ use messages::task::{self, Exit, Stdio};
 use messages::{image, snapshot};
 use proto::cri;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ const LOOK: Duration = Duration::from_secs(20);
 const EXEC_OUTPUT: usize = 16 << 20;
 
 /// Completes an id from its unique beginning.
-fn find(world: &World, id: &str) -> Option<ContainerRow> {
+pub fn find(world: &World, id: &str) -> Option<ContainerRow> {
     let tables = world.tables.borrow();
     let mut hits = tables.containers.range(id.to_owned()..).take_while(|(k, _)| k.starts_with(id) && !id.is_empty());
     let first = hits.next()?;
@@ -36,6 +35,8 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
     if pod.phase != PodPhase::Ready {
         return Err(Fault::failed_precondition(format!("sandbox {pod_id} is not ready")));
     }
+    let options = namespace_options(&m.config);
+    spec::userns::fits(&options, &pod)?;
     let name = container_name(&m.config, &pod)?;
     let _guard = world.lock(&name).await;
     if let Some(holder) = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await? {
@@ -94,16 +95,18 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
         key: row.id.clone(),
         parent: image.chain_id.clone(),
         view: false,
-        labels: BTreeMap::new(),
+        labels: spec::userns::labels(pod),
     };
     let rootfs = cx.run("prepare the root file system", |cx| async move { world.args.snapshots.call(&cx, prepare).await }).await?;
     let (id, config, pod, image, settings) =
         (row.id.clone(), row.config.0.clone(), pod.clone(), image.clone(), world.args.settings.clone());
     let files = world.files(&pod.id);
+    let target = spec::target::pid(world, &namespace_options(&config), &pod.id)?;
     let ipc = pod.handle.namespaces.contains_key("ipc");
     let shm = if ipc { world.volatile(&pod.id).join("shm") } else { "/dev/shm".into() };
     let build = move || {
-        let input = spec::Input { id: &id, config: &config, pod: &pod, image: &image, rootfs: &rootfs, files, shm, settings: &settings };
+        let input =
+            spec::Input { id: &id, config: &config, pod: &pod, image: &image, rootfs: &rootfs, files, shm, target, settings: &settings };
         spec::build(&input).map(|spec| Json::of(&spec))
     };
     row.spec = cx.run("build the specification", |cx| async move { cx.blocking("build the specification", LOOK, build).await }).await?;
@@ -112,6 +115,11 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
     world.announce_now(cri::ContainerEventType::ContainerCreatedEvent, &row.id, &row.sandbox_id);
     world.tell(cx, "/containers/create", &row.id).await;
     Ok(())
+}
+
+/// What a container asks of its namespaces.
+pub fn namespace_options(config: &cri::ContainerConfig) -> cri::NamespaceOption {
+    config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone()).unwrap_or_default()
 }
 
 fn stop_signal(config: &cri::ContainerConfig, image: &image::Image) -> Result<u32> {
@@ -200,6 +208,7 @@ pub async fn settle_start(world: &Rc<World>, cx: &Cx, row: &mut ContainerRow) ->
 }
 
 async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
+    spec::target::check(world, row)?;
     let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
     let rootfs = world.args.snapshots.call(cx, mounts).await?;
     // Without a path nothing is written, but clients can attach.

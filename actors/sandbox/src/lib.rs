@@ -11,12 +11,13 @@ mod publish;
 mod record;
 mod recover;
 pub mod spec;
+mod status;
 mod sys;
 
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::events::Events;
 use messages::image::Images;
-use messages::network::{self, Network};
+use messages::network::Network;
 use messages::sandbox::*;
 use messages::snapshot::Snapshots;
 use messages::store::{self, Op, Store, table};
@@ -89,6 +90,8 @@ pub(crate) struct Tables {
 pub(crate) struct World {
     pub args: Args,
     pub tables: RefCell<Tables>,
+    /// Handlers of which it is known whether their pods can have user namespaces, and why not.
+    pub userns: RefCell<BTreeMap<String, std::result::Result<(), String>>>,
     pub boot: String,
 }
 
@@ -140,11 +143,13 @@ impl Actor for SandboxActor {
     type Proto = Sandboxes;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
-        let world = Rc::new(World { args, tables: RefCell::default(), boot: record::boot_id() });
+        let world = Rc::new(World { args, tables: RefCell::default(), userns: RefCell::default(), boot: record::boot_id() });
         recover::load(&world, &cx).await?;
         world.publish();
         let recovering = world.clone();
         cx.spawn("recover pods", move |cx| async move { recover::run(recovering, cx).await });
+        let probing = world.clone();
+        cx.spawn("probe user namespaces", move |cx| async move { status::probe(&probing, &cx).await });
         Ok(SandboxActor(world))
     }
     fn routes() -> Routes<Self> {
@@ -188,32 +193,6 @@ operations! {
     ExecSync(world, m, cx) -> cri::ExecSyncResponse = container::exec(&world, &cx, m).await;
     ExecProcess(world, m, _cx) -> (String, Vec<u8>) = container::exec_process(&world, &m.id, &m.cmd, m.terminal);
     UpdatePod(world, m, cx) -> () = pod::update(&world, &cx, m.request).await;
-    Status(world, m, cx) -> cri::StatusResponse = status(&world, &cx, m.verbose).await;
+    Status(world, m, cx) -> cri::StatusResponse = status::status(&world, &cx, m.verbose).await;
     UpdateRuntimeConfig(_world, _m, _cx) -> () = Ok(());
-}
-
-async fn status(world: &World, cx: &Cx, verbose: bool) -> Result<cri::StatusResponse> {
-    let network = world.args.network.call(cx, network::Status).await?;
-    let condition = |kind: &str, status: bool, reason: &str, message: &str| cri::RuntimeCondition {
-        r#type: kind.into(),
-        status,
-        reason: reason.into(),
-        message: message.into(),
-    };
-    let conditions =
-        vec![condition("RuntimeReady", true, "", ""), condition("NetworkReady", network.ready, &network.reason, &network.message)];
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-    let mut handlers: Vec<cri::RuntimeHandler> = vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }];
-    handlers.extend(world.args.settings.runtimes.keys().map(|name| cri::RuntimeHandler { name: name.clone(), features: Some(features) }));
-    let mut response = cri::StatusResponse {
-        status: Some(cri::RuntimeStatus { conditions }),
-        runtime_handlers: handlers,
-        features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
-        ..Default::default()
-    };
-    if verbose {
-        response.info.insert("config".into(), format!("{:?}", world.args.settings));
-        response.info.insert("cniconfig".into(), network.config.to_string());
-    }
-    Ok(response)
 }

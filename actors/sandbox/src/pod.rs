@@ -1,6 +1,6 @@
 //! The life of a pod: made step by step, each undone if a later one fails; stopped; removed.
 use crate::record::{PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
-use crate::{World, container};
+use crate::{World, container, spec, status};
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::network::{Attach, Detach, PodNetwork, PortMapping};
 use messages::sandbox::RunPod;
@@ -26,6 +26,9 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
     let name = pod_name(&m.config)?;
     let handler = if m.handler.is_empty() { world.args.settings.default_handler.clone() } else { m.handler };
     let runtime = world.args.settings.runtimes.get(&handler).cloned();
+    if spec::userns::wanted(&options(&m.config))?.is_some() {
+        status::check(world, &handler)?;
+    }
     let runtime = runtime.ok_or_else(|| Fault::invalid_argument(format!("no runtime for {handler:?} is configured")))?;
     // A retry of a creation in flight waits here, and finds the pod made.
     let _guard = world.lock(&name).await;
@@ -115,18 +118,20 @@ fn network(row: &PodRow) -> PodNetwork {
             .collect(),
         dns: (dns.servers, dns.searches, dns.options),
         annotations: config.annotations.clone().into_iter().collect(),
+        userns: spec::userns::of_pod(row),
     }
 }
 
 fn pod_namespaces(world: &World, row: &PodRow, options: &cri::NamespaceOption) -> PodNamespaces {
-    let host_network = row.netns.is_empty();
+    let (host_network, userns) = (row.netns.is_empty(), spec::userns::of_pod(row));
     let linux = row.config.0.linux.clone().unwrap_or_default();
     let mut sysctls: std::collections::BTreeMap<String, String> = linux.sysctls.clone().into_iter().collect();
     if !host_network {
         if world.args.settings.unprivileged_ports {
             sysctls.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert_with(|| "0".into());
         }
-        if world.args.settings.unprivileged_icmp {
+        // The sysctl takes ids of the network namespace's owner, who has not all of them.
+        if world.args.settings.unprivileged_icmp && userns.is_none() {
             sysctls.entry("net.ipv4.ping_group_range".into()).or_insert_with(|| "0 2147483647".into());
         }
     }
@@ -143,12 +148,14 @@ fn pod_namespaces(world: &World, row: &PodRow, options: &cri::NamespaceOption) -
         hostname: row.config.0.hostname.clone(),
         sysctls,
         cgroup_parent: linux.cgroup_parent,
+        userns,
     }
 }
 
 /// hostname, hosts, resolv.conf, and the pod's /dev/shm.
 async fn files(world: &World, cx: &Cx, row: &PodRow, own_ipc: bool) -> Result<()> {
     let (files, volatile, config) = (world.files(&row.id), world.volatile(&row.id), row.config.0.clone());
+    let root = spec::userns::of_pod(row).map(|u| u.root());
     let write = move || {
         std::fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -165,6 +172,12 @@ async fn files(world: &World, cx: &Cx, row: &PodRow, own_ipc: bool) -> Result<()
             }
         };
         std::fs::write(files.join("resolv.conf"), resolv)?;
+        // Root of the pod may write to them, as root of any other pod may.
+        if let Some((uid, gid)) = root {
+            for name in ["hostname", "hosts", "resolv.conf"] {
+                std::os::unix::fs::chown(files.join(name), Some(uid), Some(gid))?;
+            }
+        }
         if own_ipc {
             let shm = volatile.join("shm");
             std::fs::create_dir_all(&shm).with_context(|| format!("create {}", shm.display()))?;

@@ -1,7 +1,8 @@
 //! Directories of snapshots. All of it blocks.
 use kernel::{Fault, Result, ResultExt};
 use messages::snapshot::{Kind, Mount, SnapshotInfo, Usage};
-use std::collections::BTreeSet;
+use messages::userns::{GID_LABEL, UID_LABEL};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ pub fn last_id(root: &Path) -> Result<u64> {
 }
 
 /// Makes the directories; native copies its parent.
-pub fn make(dir: &Path, parent: Option<&Path>, native: bool) -> Result<()> {
+pub fn make(dir: &Path, parent: Option<&Path>, native: bool, root: Option<(u32, u32)>) -> Result<()> {
     let (fs, work) = (dir.join("fs"), dir.join("work"));
     std::fs::create_dir_all(&fs).with_context(|| format!("create {}", fs.display()))?;
     std::fs::set_permissions(&fs, std::fs::Permissions::from_mode(0o755))?;
@@ -29,6 +30,10 @@ pub fn make(dir: &Path, parent: Option<&Path>, native: bool) -> Result<()> {
         let like = parent.metadata()?;
         std::fs::set_permissions(&fs, like.permissions())?;
         std::os::unix::fs::chown(&fs, Some(like.uid()), Some(like.gid()))?;
+    }
+    // An overlay writes with the mapped ids; a bind is mapped as a whole.
+    if let (Some((uid, gid)), Some(_), false) = (root, parent, native) {
+        std::os::unix::fs::chown(&fs, Some(uid), Some(gid))?;
     }
     match (native, parent) {
         (false, _) => std::fs::create_dir_all(&work)?,
@@ -44,13 +49,36 @@ pub fn make(dir: &Path, parent: Option<&Path>, native: bool) -> Result<()> {
     Ok(())
 }
 
+/// Who owns the root of a snapshot with mapped ids, by its labels.
+pub fn mapped_root(labels: &BTreeMap<String, String>) -> Result<Option<(u32, u32)>> {
+    let root = |label: &str| -> Result<Option<u32>> {
+        let Some(value) = labels.get(label) else { return Ok(None) };
+        let bad = || Fault::invalid_argument(format!("label {label}={value:?} does not map id 0; wanted is <container>:<host>:<size>"));
+        let one = |item: &str| {
+            let n: Vec<u32> = item.split(':').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| bad())?;
+            let &[container, host, size] = n.as_slice() else { return Err(bad()) };
+            Ok((container == 0 && size > 0).then_some(host))
+        };
+        let found = value.split(',').map(one).collect::<Result<Vec<_>>>()?;
+        found.into_iter().flatten().next().map(Some).ok_or_else(bad)
+    };
+    match (root(UID_LABEL)?, root(GID_LABEL)?) {
+        (Some(uid), Some(gid)) => Ok(Some((uid, gid))),
+        (None, None) => Ok(None),
+        _ => Err(Fault::invalid_argument(format!("labels {UID_LABEL} and {GID_LABEL} go together"))),
+    }
+}
+
 /// Mounts of a snapshot (`contracts/core.md` §3.3).
 pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
     let mount = |kind: &str, source: &Path, options: Vec<String>| {
         vec![Mount { fs_type: kind.into(), source: source.to_string_lossy().into_owned(), target: String::new(), options }]
     };
+    let mapping = [(UID_LABEL, "uidmap="), (GID_LABEL, "gidmap=")];
+    let mapping = mapping.iter().filter_map(|(label, option)| Some(format!("{option}{}", s.labels.get(*label)?)));
+    let mapping: Vec<String> = mapping.collect();
     let access = if s.kind == Kind::Active { "rw" } else { "ro" };
-    let bind = |path: &Path| mount("bind", path, vec!["rbind".into(), access.into()]);
+    let bind = |path: &Path| mount("bind", path, ["rbind".into(), access.into()].into_iter().chain(mapping.clone()).collect());
     if s.snapshotter == "native" || parents.is_empty() {
         return bind(&dir.join("fs"));
     }
@@ -58,7 +86,7 @@ pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
         return bind(&parents[0]);
     }
     let lower: Vec<String> = parents.iter().map(|p| p.to_string_lossy().into_owned()).collect();
-    let mut options = vec!["index=off".to_owned()];
+    let mut options = [mapping.clone(), vec!["index=off".to_owned()]].concat();
     if s.kind == Kind::Active {
         options.push(format!("workdir={}", dir.join("work").display()));
         options.push(format!("upperdir={}", dir.join("fs").display()));

@@ -140,7 +140,8 @@ impl World {
         let kind = if m.view { Kind::View } else { Kind::Active };
         let s = SnapshotInfo { snapshotter, key: m.key, parent: m.parent, kind, labels: m.labels, created_ns, id };
         let (dir, parents, native) = (self.dir(&s), self.parents(&s)?, s.snapshotter == "native");
-        cx.blocking("make a snapshot", IO, move || disk::make(&dir, parents.first().map(PathBuf::as_path), native)).await?;
+        let root = disk::mapped_root(&s.labels)?;
+        cx.blocking("make a snapshot", IO, move || disk::make(&dir, parents.first().map(PathBuf::as_path), native, root)).await?;
         self.commit(cx, vec![Op::insert(table::SNAPSHOTS, Self::row(&s), &s)?]).await?;
         self.index.borrow_mut().all.insert((s.snapshotter.clone(), s.key.clone()), s.clone());
         self.mounts(&s)

@@ -65,7 +65,8 @@ pub fn make_sandbox(args: &Args, id: &str, binary: &Path) -> Result<PathBuf> {
 /// Makes a container's bundle within the pod's shim.
 pub fn make_container(args: &Args, id: &str, sandbox: &str, endpoint: &Endpoint, binary: &Path, spec: &[u8]) -> Result<PathBuf> {
     let path = tasks(args).join(id);
-    dir(&tasks(args), 0o700)?;
+    // Root of a pod's user namespace is nobody here, and has to pass on the way to its root file system. What it may not see is closed one below.
+    dir(&tasks(args), 0o711)?;
     fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("make the bundle of container {id}"))?;
     write(&path.join("config.json"), 0o600, spec)?;
     dir(&path.join("rootfs"), 0o711)?;

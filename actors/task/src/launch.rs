@@ -91,7 +91,8 @@ async fn capture(mut command: Command, input: &[u8], limit: Duration) -> Result<
     run(command, reader, limit).await
 }
 
-async fn capture_stdout(mut command: Command, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+/// Runs it; answers its output.
+pub async fn capture_stdout(mut command: Command, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
     let (reader, writer) = std::io::pipe()?;
     command.stdout(writer);
     run(command, reader, limit).await

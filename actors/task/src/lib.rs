@@ -27,6 +27,7 @@ mod link;
 mod locate;
 mod parent;
 mod pod;
+mod probe;
 mod process;
 mod reply;
 mod row;

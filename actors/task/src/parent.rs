@@ -7,8 +7,8 @@ use kernel::{Actor, Addr, Class, Cx, Fault, Handle, Message, Reply, Result, Rout
 use messages::events::{Delivery, Event, Events, Subscribe};
 use messages::store::{Scan, Store, decode, table};
 use messages::task::{
-    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox, ReopenLog, Resize,
-    RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
+    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, ProbeUserns, RemoveSandbox,
+    ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
 };
 use proto::events::{TaskExit, TaskOom};
 use std::cell::RefCell;
@@ -71,6 +71,7 @@ impl Actor for Parent {
     }
     fn routes() -> Routes<Self> {
         let r = Routes::new()
+            .on::<ProbeUserns>()
             .on::<StartSandbox>()
             .on::<StopSandbox>()
             .on::<RemoveSandbox>()
@@ -190,6 +191,13 @@ fn pass<M: Message<To = TaskShim, Reply = ()>>(cx: &Cx, pod: String, m: M) {
             tracing::debug!(sandbox = pod, error = %e, "an event has no taker");
         }
     });
+}
+
+impl Handle<ProbeUserns> for Parent {
+    fn handle(&mut self, m: ProbeUserns, _: Cx) -> Reply<()> {
+        let args = self.args.clone();
+        Reply::op(async move { crate::probe::userns(&args, &m).await })
+    }
 }
 
 impl Handle<StartSandbox> for Parent {

@@ -26,6 +26,7 @@ use libcontainer::user_ns::UserNamespaceConfig;
 use libcontainer::utils::{get_cgroup_path, validate_mount_options};
 use libcontainer::validator::Validator;
 use libcontainer::workload::Executor;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -167,6 +168,8 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     let mut spec = specification(&request.bundle)?;
     let own = linux(&spec)?.clone();
     let joined = own.namespaces().iter().flatten().map(|space| join(space.typ(), init.as_raw())).collect::<io::Result<Vec<_>>>()?;
+    // Open until the process is in them.
+    let (joined, _held): (Vec<LinuxNamespace>, Vec<File>) = joined.into_iter().unzip();
     let mut within = LinuxBuilder::default().namespaces(joined);
     if let Some(path) = own.cgroups_path() {
         within = within.cgroups_path(path.clone());
@@ -199,14 +202,17 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     ready
 }
 
-/// A namespace of a running process.
-fn join(kind: LinuxNamespaceType, of: i32) -> io::Result<LinuxNamespace> {
+/// A namespace of a running process, opened now: whoever has entered its user namespace may not look at a process whose program it cannot read.
+fn join(kind: LinuxNamespaceType, of: i32) -> io::Result<(LinuxNamespace, File)> {
     let name = match kind {
         LinuxNamespaceType::Mount => "mnt".to_owned(),
         LinuxNamespaceType::Network => "net".to_owned(),
         other => other.to_string(),
     };
-    LinuxNamespaceBuilder::default().typ(kind).path(format!("/proc/{of}/ns/{name}")).build().map_err(told)
+    let path = format!("/proc/{of}/ns/{name}");
+    let file = File::open(&path).map_err(|e| io::Error::new(e.kind(), format!("open {path}: {e}")))?;
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok((LinuxNamespaceBuilder::default().typ(kind).path(own).build().map_err(told)?, file))
 }
 
 /// Places and clones the process; answers its pid and the lines to it.

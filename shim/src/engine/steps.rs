@@ -1,5 +1,5 @@
 //! The steps, each in a worker of the engine's process.
-use super::{Request, diary, guard, launch};
+use super::{Request, diary, guard, launch, stage};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -36,6 +36,7 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
     match request.step.as_str() {
         "create" => {
             guard::normalise(&request.bundle)?;
+            let _held = stage::prepare(&request.bundle)?;
             let spec = launch::specification(&request.bundle)?;
             if launch::fits(&spec) {
                 return launch::create(request, spec, &streams(request, fds)?, default::get_executor());

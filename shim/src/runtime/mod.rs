@@ -1,13 +1,12 @@
 //! The runtime: what makes and steers containers. Nothing outside of this folder knows which one it is.
 //!
-//! Two: the embedded engine ([`embedded`], no binary needed), and a runc-compatible binary ([`external`]) chosen by `BinaryName`. A specification
-//! that the embedded engine cannot run (idmapped mounts) goes to `runc` where that is installed. A third is a variant and a file more.
+//! Two: the embedded engine ([`embedded`], no binary needed), and a runc-compatible binary ([`external`]) chosen by `BinaryName`. A third is a variant
+//! and a file more.
 mod embedded;
 mod external;
 
 use crate::engine::Engine;
 use crate::reaper::Reaper;
-use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -58,14 +57,12 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// The one that fits wish and specification.
-    pub fn choose(wish: &Wish<'_>, spec: &Value, engine: &Engine, reaper: Reaper) -> Runtime {
+    /// The one that is wished for.
+    pub fn choose(wish: &Wish<'_>, engine: &Engine, reaper: Reaper) -> Runtime {
         let root = Path::new(if wish.root.is_empty() { ROOT } else { wish.root }).join(wish.namespace);
-        let idmapped = spec["mounts"].as_array().is_some_and(|all| all.iter().any(|m| m.get("uidMappings").is_some_and(|u| !u.is_null())));
-        match (wish.binary, idmapped) {
-            ("", false) => Runtime::Embedded(embedded::Embedded::new(engine.clone(), &root, wish.systemd)),
-            ("", true) => Runtime::External(external::External::new("runc", &root, wish.systemd, reaper)),
-            (binary, _) => Runtime::External(external::External::new(binary, &root, wish.systemd, reaper)),
+        match wish.binary {
+            "" => Runtime::Embedded(embedded::Embedded::new(engine.clone(), &root, wish.systemd)),
+            binary => Runtime::External(external::External::new(binary, &root, wish.systemd, reaper)),
         }
     }
     /// Creates a container; answers the pid of its init.

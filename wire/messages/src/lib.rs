@@ -15,3 +15,4 @@ pub mod snapshot;
 pub mod stats;
 pub mod store;
 pub mod task;
+pub mod userns;

@@ -1,4 +1,5 @@
 //! `network`: pod network namespaces and CNI chains.
+use crate::userns::UserNs;
 use kernel::Protocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +44,9 @@ pub struct PodNetwork {
     pub dns: (Vec<String>, Vec<String>, Vec<String>),
     /// Pod annotations.
     pub annotations: BTreeMap<String, String>,
+    /// The pod's user namespace, which then owns the network namespace.
+    #[serde(default)]
+    pub userns: Option<UserNs>,
 }
 
 /// A pod's attachment as recorded.

@@ -1,6 +1,7 @@
 //! `task`: shims and what runs in them. The parent starts and adopts shims; a child actor `task.shim` for each shim talks to it,
 //! so that a deaf shim delays its own pod only.
 use crate::snapshot::Mount;
+use crate::userns::UserNs;
 use kernel::Protocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +42,9 @@ pub struct PodNamespaces {
     pub sysctls: BTreeMap<String, String>,
     /// Cgroup of the pod.
     pub cgroup_parent: String,
+    /// The pod's user namespace, which owns all the others. With a network namespace it is the one that owns that.
+    #[serde(default)]
+    pub userns: Option<UserNs>,
 }
 
 /// A started sandbox.
@@ -48,7 +52,7 @@ pub struct PodNamespaces {
 pub struct SandboxHandle {
     /// Process that stands for the pod (its init, or the shim).
     pub pid: u32,
-    /// Paths of the pod's namespaces by OCI type (`ipc`, `uts`, `pid`), for the containers' specs.
+    /// Paths of the pod's namespaces by OCI type (`user`, `ipc`, `uts`, `pid`), for the containers' specs.
     pub namespaces: BTreeMap<String, String>,
 }
 
@@ -87,6 +91,14 @@ pub enum TaskState {
     Exited(Exit),
 }
 
+/// Can pods have user namespaces with this runtime? Makes a container's root below `dir` as it would be made, and gives it back. `Err` says why not.
+#[derive(Clone, Debug)]
+pub struct ProbeUserns {
+    /// Runtime.
+    pub runtime: Runtime,
+    /// A directory on the file system of the snapshots.
+    pub dir: std::path::PathBuf,
+}
 /// Starts the pod's shim and its sandbox. Undone on failure.
 #[derive(Clone, Debug)]
 pub struct StartSandbox {
@@ -300,6 +312,7 @@ pub struct Stats {
 pub struct Adopted;
 
 kernel::messages! { Tasks = "task" => {
+    ProbeUserns -> () as idempotent,
     StartSandbox -> SandboxHandle,
     StopSandbox -> () as idempotent,
     RemoveSandbox -> () as idempotent,

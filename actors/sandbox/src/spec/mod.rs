@@ -2,7 +2,9 @@
 pub mod mounts;
 pub mod resources;
 pub mod security;
+pub mod target;
 pub mod user;
+pub mod userns;
 
 use crate::Settings;
 use crate::record::PodRow;
@@ -29,6 +31,8 @@ pub struct Input<'a> {
     pub files: PathBuf,
     /// The pod's /dev/shm.
     pub shm: PathBuf,
+    /// Process whose PID namespace is joined (mode TARGET).
+    pub target: Option<u32>,
     /// The daemon's settings.
     pub settings: &'a Settings,
 }
@@ -98,7 +102,7 @@ fn user(config: &cri::ContainerConfig, input: &Input<'_>) -> Result<user::User> 
     Ok(found)
 }
 
-fn namespaces(options: &cri::NamespaceOption, pod: &PodRow) -> Result<Vec<Value>> {
+fn namespaces(options: &cri::NamespaceOption, pod: &PodRow, target: Option<u32>) -> Result<Vec<Value>> {
     let mut all = vec![json!({"type": "mount"})];
     if std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         all.push(json!({"type": "cgroup"}));
@@ -118,7 +122,11 @@ fn namespaces(options: &cri::NamespaceOption, pod: &PodRow) -> Result<Vec<Value>
             None => return Err(Fault::failed_precondition("the pod has no shared PID namespace")),
         },
         Ok(NamespaceMode::Node) => {}
-        _ => return Err(Fault::unimplemented("namespace_options.pid: TARGET is not built yet")),
+        Ok(NamespaceMode::Target) => {
+            let pid = target.ok_or_else(|| Fault::internal("namespace_options.pid: TARGET without a process"))?;
+            all.push(json!({"type": "pid", "path": target::path(pid)}));
+        }
+        Err(_) => return Err(Fault::invalid_argument(format!("namespace_options.pid: {} is not a namespace mode", options.pid))),
     }
     Ok(all)
 }
@@ -188,7 +196,7 @@ pub fn build(input: &Input<'_>) -> Result<Value> {
     let mut resources = resources::linux(&limits);
     resources["devices"] = rules.into();
     let mut oci = Map::new();
-    oci.insert("namespaces".into(), namespaces(&options, input.pod)?.into());
+    oci.insert("namespaces".into(), namespaces(&options, input.pod, input.target)?.into());
     oci.insert("resources".into(), resources);
     oci.insert("devices".into(), nodes.into());
     oci.insert("cgroupsPath".into(), cgroups_path(&pod_linux.cgroup_parent, input.id, input.settings.systemd_cgroup).into());
@@ -197,6 +205,7 @@ pub fn build(input: &Input<'_>) -> Result<Value> {
         oci.insert("maskedPaths".into(), or(&context.masked_paths, security::MASKED));
         oci.insert("readonlyPaths".into(), or(&context.readonly_paths, security::READ_ONLY));
     }
+    userns::adapt(&mut oci, &mut mounts, &options, input.pod)?;
     oci.insert("rootfsPropagation".into(), mounts::root_propagation(&mounts).into());
     if let Some(profile) = security::seccomp(context.seccomp.as_ref(), privileged, &input.settings.unset_seccomp, &caps)? {
         oci.insert("seccomp".into(), profile);

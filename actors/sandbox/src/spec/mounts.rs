@@ -45,9 +45,6 @@ fn one(m: &cri::Mount) -> Result<Value> {
     if m.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
         return Err(Fault::unimplemented(format!("mounts {}: image volumes are not built yet", m.container_path)));
     }
-    if !m.uid_mappings.is_empty() || !m.gid_mappings.is_empty() {
-        return Err(Fault::unimplemented(format!("mounts {}: idmapped mounts are not built yet", m.container_path)));
-    }
     if m.recursive_read_only && !m.readonly {
         return Err(Fault::invalid_argument(format!("mounts {}: recursive_read_only needs readonly", m.container_path)));
     }
@@ -79,7 +76,9 @@ fn one(m: &cri::Mount) -> Result<Value> {
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    Ok(mount(&m.container_path, "bind", &source.to_string_lossy(), &["rbind", propagation, access]))
+    let mut made = mount(&m.container_path, "bind", &source.to_string_lossy(), &["rbind", propagation, access]);
+    super::userns::of_mount(m, &mut made)?;
+    Ok(made)
 }
 
 /// Propagation needs a host mount that takes part in it.
