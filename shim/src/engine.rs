@@ -11,6 +11,7 @@
 mod devices;
 mod diary;
 mod guard;
+mod hierarchies;
 mod kernel;
 mod launch;
 mod place;

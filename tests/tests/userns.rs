@@ -147,6 +147,7 @@ async fn whole_life(options: Options, host_network: bool, pid: NamespaceMode) {
                 ("mknod /node c 1 3 2>&1 | grep -c 'not permitted'", "1"),
                 ("test -d /sys/class/net && touch /sys/kernel/x 2>&1 | grep -ci read-only", "1"),
                 ("ls /sys/fs/cgroup | wc -l | grep -vc '^0$'", "1"),
+                ("mkdir /sys/fs/cgroup/memory/x /sys/fs/cgroup/x 2>&1 | grep -ci 'read-only\\|denied'", "1"),
             ],
         )
         .await;
@@ -228,7 +229,7 @@ async fn devices_and_privileges_stay_within_the_pod() {
             &[
                 ("mount -t tmpfs x /tmp && touch /tmp/x && umount /tmp && echo may", "may"),
                 ("ip link add dummy7 type dummy 2>/dev/null; hostname other && hostname", "other"),
-                ("dmesg -C 2>&1 | grep -ci 'not permitted'", "1"),
+                ("mknod /tmp/disk b 8 0 2>&1 | grep -ci 'not permitted'", "1"),
             ],
         )
         .await;

@@ -31,6 +31,7 @@ pub fn normalise(bundle: &Path) -> io::Result<()> {
     {
         *propagation = plain.to_owned().into();
     }
+    super::hierarchies::spell_out(&mut config)?;
     std::fs::write(&path, config.to_string())
 }
 

@@ -121,7 +121,7 @@ impl Place {
 }
 
 /// `path` below `root`, never above it.
-fn below(root: &Path, path: &Path) -> PathBuf {
+pub fn below(root: &Path, path: &Path) -> PathBuf {
     let mut at = root.to_owned();
     for part in path.components() {
         match part {
@@ -141,7 +141,7 @@ fn own() -> io::Result<PathBuf> {
 }
 
 /// Mount points of version 1's hierarchies; controllers that share one name it once.
-fn hierarchies() -> io::Result<Vec<PathBuf>> {
+pub fn hierarchies() -> io::Result<Vec<PathBuf>> {
     let mut all: Vec<PathBuf> = Vec::new();
     for line in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let Some((place, kind)) = line.split_once(" - ") else { continue };

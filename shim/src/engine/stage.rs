@@ -31,7 +31,8 @@ pub fn prepare(bundle: &Path) -> io::Result<Vec<File>> {
     let mapper = Mapper::of(&config)?;
     for (number, m) in config["mounts"].as_array_mut().into_iter().flatten().enumerate() {
         let maps = wish(m, &own);
-        if is_bind(m) && (userns || maps.is_some()) {
+        let cgroup = m["source"].as_str().is_some_and(super::hierarchies::is_one);
+        if is_bind(m) && !cgroup && (userns || maps.is_some()) {
             let to = place.join(number.to_string());
             bind(m, maps, &mapper, &to).map_err(|e| io::Error::new(e.kind(), format!("mount {}: {e}", m["destination"])))?;
         }
