@@ -74,8 +74,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     };
     system.start::<troupe_gc::GcActor>(gc).await?;
     let pods = Arc::new(sandbox::View::default());
-    let period = Duration::from_secs(plugins.images.stats_collect_period.max(1));
-    let stats = troupe_stats::Args { view: pods.clone(), snapshots: snapshots.clone(), root: root.into(), period };
+    let stats = troupe_stats::Args {
+        view: pods.clone(),
+        snapshots: snapshots.clone(),
+        root: root.into(),
+        period: or_default("stats_collect_period", &plugins.runtime.stats_collect_period, Duration::from_secs(1))?,
+        retention: or_default("stats_retention_period", &plugins.runtime.stats_retention_period, Duration::from_secs(120))?,
+        disk_period: Duration::from_secs(plugins.images.stats_collect_period.max(1)),
+    };
     system.start::<troupe_stats::StatsActor>(stats).await?;
     let sandbox = troupe_sandbox::Args {
         root: root.into(),
@@ -91,6 +97,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     };
     system.start::<troupe_sandbox::SandboxActor>(sandbox).await?;
     Ok(Daemon { system, pods, images })
+}
+
+/// An empty duration means the default.
+fn or_default(key: &str, text: &str, default: Duration) -> anyhow::Result<Duration> {
+    let period = duration(key, text)?;
+    Ok(if period.is_zero() { default } else { period })
 }
 
 /// A time-out of zero means none; a day is none enough.
@@ -143,6 +155,11 @@ fn tasks(config: &Config) -> anyhow::Result<troupe_task::Args> {
         env,
         debug: matches!(config.debug.level.as_str(), "debug" | "trace"),
         timeouts,
+        logs: Default::default(),
+        drain: match duration("drain_exec_sync_io_timeout", &config.plugins.runtime.drain_exec_sync_io_timeout)? {
+            Duration::ZERO => troupe_task::Drain::Lenient,
+            limit => troupe_task::Drain::Strict(limit),
+        },
     })
 }
 

@@ -74,10 +74,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let systemd_cgroup = config.plugins.runtime.containerd.runtimes.values().any(|h| h.options.systemd_cgroup);
     let about = front::cri::About { runtime_name: "troupe".into(), runtime_version: env!("CARGO_PKG_VERSION").into(), systemd_cgroup };
     let streams = &config.plugins.cri;
-    let address = format!("{}:{}", streams.stream_server_address, streams.stream_server_port);
-    let listener = tokio::net::TcpListener::bind(&address).await.with_context(|| format!("bind the streaming server to {address}"))?;
+    let address = (stream_address(&streams.stream_server_address)?, streams.stream_server_port.parse::<u16>().unwrap_or_default());
+    let listener = tokio::net::TcpListener::bind(&address).await.with_context(|| format!("bind the streaming server to {address:?}"))?;
     let idle = config::schema::duration("stream_idle_timeout", &streams.stream_idle_timeout)?;
-    let settings = stream::Config { idle, ..Default::default() };
+    let tls = tls(streams, listener.local_addr()?)?;
+    let settings = stream::Config { idle, tls, ..Default::default() };
     let backend = Arc::new(front::cri::streams::Streams::new(system.clone(), daemon.pods.clone()));
     let streams = stream::Server::new(backend, listener.local_addr()?, settings);
     let service = front::cri::Cri::new(system.clone(), daemon.pods, daemon.images, about, streams.clone())?;
@@ -108,6 +109,27 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         Some(Err(error)) => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Where the streaming server listens: with no address, the one that leads out of this machine.
+fn stream_address(configured: &str) -> anyhow::Result<String> {
+    if !configured.is_empty() {
+        return Ok(configured.trim_start_matches('[').trim_end_matches(']').to_owned());
+    }
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // Sends nothing, but has the kernel choose an address. This one is for documentation (RFC 5737).
+    let chosen = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
+    Ok(chosen.map_or_else(|_| "127.0.0.1".to_owned(), |a| a.ip().to_string()))
+}
+
+/// The certificate of the streaming server: from files, or one of its own; none without TLS.
+fn tls(streams: &config::schema::CriServer, address: std::net::SocketAddr) -> anyhow::Result<Option<stream::Tls>> {
+    let pair = &streams.x509_key_pair_streaming;
+    Ok(match (streams.enable_tls_streaming, pair.tls_cert_file.is_empty()) {
+        (false, _) => None,
+        (true, true) => Some(stream::Tls::self_signed(address)?),
+        (true, false) => Some(stream::Tls::from_files(Path::new(&pair.tls_cert_file), Path::new(&pair.tls_key_file))?),
+    })
 }
 
 /// Tells systemd, if it listens.

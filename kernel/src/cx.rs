@@ -89,6 +89,11 @@ impl Cx {
     pub fn without_deadline(&self) -> Cx {
         self.derive(|i| i.deadline = None)
     }
+    /// Done when nobody waits for the outside request any more: it was answered, or its caller went away. Work goes on regardless; whoever does
+    /// something for the caller alone, such as running a command, looks here. Never done for background operations.
+    pub async fn caller_gone(&self) {
+        self.0.op.ended().await;
+    }
     /// Id of the operation.
     pub fn op_id(&self) -> u64 {
         self.0.op.id

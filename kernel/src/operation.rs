@@ -5,6 +5,7 @@ use crate::{Fault, Result};
 use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// One operation under way.
@@ -15,6 +16,8 @@ pub(crate) struct Op {
     pub began: Instant,
     pub now: Mutex<(Cow<'static, str>, String, u128)>,
     pub table: std::sync::Weak<dashmap::DashMap<u64, std::sync::Weak<Op>>>,
+    /// Nobody waits for it any more.
+    pub over: (AtomicBool, tokio::sync::Notify),
 }
 
 impl Op {
@@ -26,6 +29,18 @@ impl Op {
     }
     pub fn trace(&self, trace: u128) {
         self.now.lock().2 = trace;
+    }
+    fn end(&self) {
+        self.over.0.store(true, Ordering::Release);
+        self.over.1.notify_waiters();
+    }
+    pub async fn ended(&self) {
+        let mut told = std::pin::pin!(self.over.1.notified());
+        // Listens before it looks, so that no end falls between the two.
+        told.as_mut().enable();
+        if !self.over.0.load(Ordering::Acquire) {
+            told.await;
+        }
     }
 }
 
@@ -80,6 +95,7 @@ impl Operation {
     }
     fn end(&mut self, error: Option<&Fault>) {
         if !std::mem::replace(&mut self.done, true) {
+            self.cx.0.op.end();
             self.cx.push(SpanKind::Root, self.parent, self.name.clone(), self.start, Duration::ZERO, self.began.elapsed(), error);
         }
     }

@@ -383,6 +383,7 @@ impl System {
             began: Instant::now(),
             now: Mutex::new((Cow::Borrowed(""), String::new(), trace)),
             table: Arc::downgrade(&self.0.ops),
+            over: Default::default(),
         });
         self.0.ops.insert(id, Arc::downgrade(&op));
         op

@@ -42,6 +42,19 @@ impl Handle<Ids> for Caller {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_for_a_caller_hears_that_it_is_gone() {
+    let system = testing::system(&[]).unwrap();
+    let op = system.root("test", None, None);
+    let (cx, late) = (op.cx.clone(), op.cx.clone());
+    let waiting = tokio::spawn(async move { cx.caller_gone().await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished(), "it is waited for");
+    drop(op);
+    tokio::time::timeout(Duration::from_secs(1), waiting).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(1), late.caller_gone()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_mailbox_refuses_at_the_edge_and_holds_back_inside() {
     let small = Spec { mailbox: 4, isolation: kernel::Isolation::Own, ..testing::spec("one", 1) };
     let system = testing::system(&[small, testing::spec("caller", 2)]).unwrap();

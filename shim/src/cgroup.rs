@@ -45,11 +45,17 @@ impl Cgroup {
     pub fn of(pid: u32) -> Cgroup {
         Cgroup { memory: directory(pid, "memory"), cpu: directory(pid, "cpuacct"), pids: directory(pid, "pids") }
     }
-    /// Its processes.
+    /// Its processes, those of cgroups that the container made itself included.
     pub fn processes(&self) -> Vec<u32> {
-        let dir = self.pids.as_ref().or(self.memory.as_ref());
-        let text = dir.and_then(|d| std::fs::read_to_string(d.join("cgroup.procs")).ok()).unwrap_or_default();
-        text.lines().filter_map(|l| l.parse().ok()).collect()
+        let mut found = vec![];
+        let mut open: Vec<PathBuf> = self.pids.iter().chain(&self.memory).take(1).cloned().collect();
+        while let Some(dir) = open.pop() {
+            let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()));
+            let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+            open.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        }
+        found
     }
     /// OOM kills so far.
     pub fn oom_kills(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! Where a process' streams go: FIFOs, files, nowhere, a log ([`crate::log`]), and whoever is attached.
 //!
 //! Owns: our ends of pipes and terminals, and the tasks that copy. A stream that ends in one FIFO or file is given to the process as it is; only a log,
-//! a terminal and attached clients need a copy by this process. Limits: a client that takes nothing for [`PATIENCE`] is cut off; output never grows
-//! memory here.
+//! a terminal and attached clients ([`crate::clients`]) need a copy by this process. Limits: output never grows memory here; after a process' end a
+//! grandchild that keeps its stream open holds up the report for [`DRAIN`], however much it writes for [`DRAIN_ALL`].
+use crate::clients::Clients;
 use crate::console::{self, Console};
 use crate::log::{Lines, Log, append};
 use crate::runtime::{ChildIo, Streams};
@@ -11,16 +12,22 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 
-/// How long a reader may take nothing before it is cut off: the container's own output waits for no longer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// After a process' end, how long a grandchild that keeps a pipe open may hold up the report.
+/// After a process' end, how long a stream that is still open may be silent.
 const DRAIN: Duration = Duration::from_secs(2);
+/// And how long it may go on.
+const DRAIN_ALL: Duration = Duration::from_secs(15);
+/// Bytes copied at once.
+const PIECE: usize = 16 << 10;
+/// Pieces that are read without waiting when a stream that is still open is left: a pipe holds four.
+const LEFT: usize = 64;
 
 /// Where its streams go.
 #[derive(Clone, Default)]
@@ -35,8 +42,47 @@ pub struct Targets {
     pub terminal: bool,
 }
 
-/// Clients of one output stream.
-type Clients = Arc<Mutex<Vec<pipe::Sender>>>;
+/// A copy under way.
+struct Pumping {
+    task: JoinHandle<()>,
+    state: Arc<PumpState>,
+}
+
+#[derive(Default)]
+struct PumpState {
+    /// Take what is there, and end.
+    stop: Notify,
+    stopping: AtomicBool,
+    /// Counts pieces.
+    moved: AtomicU64,
+}
+
+impl Pumping {
+    fn start(from: pipe::Receiver, name: &'static str, log: Option<Arc<Log>>, clients: Clients) -> Pumping {
+        let state = Arc::new(PumpState::default());
+        Pumping { task: tokio::spawn(pump(from, name, log, clients, state.clone())), state }
+    }
+    /// Waits for the end of the stream; if that does not come, ends the copy behind what is there.
+    async fn finish(mut self) {
+        let began = Instant::now();
+        let mut seen = self.state.moved.load(Ordering::Relaxed);
+        loop {
+            if timeout(DRAIN, &mut self.task).await.is_ok() {
+                return;
+            }
+            let now = self.state.moved.load(Ordering::Relaxed);
+            if now == seen || began.elapsed() >= DRAIN_ALL {
+                break;
+            }
+            seen = now;
+        }
+        self.state.stopping.store(true, Ordering::Relaxed);
+        self.state.stop.notify_one();
+        if timeout(DRAIN, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
 
 /// What others reach a living process' streams by.
 #[derive(Clone, Default)]
@@ -61,7 +107,7 @@ pub struct Wiring {
     pub streamed: Streamed,
     targets: Targets,
     console: Option<Console>,
-    copies: Vec<JoinHandle<()>>,
+    copies: Vec<Pumping>,
     inputs: Vec<JoinHandle<()>>,
 }
 
@@ -99,7 +145,7 @@ impl Wiring {
             let (ours, theirs) = pipe_in()?;
             let clients = Clients::default();
             *(if name == "stdout" { &mut self.streamed.out } else { &mut self.streamed.err }) = Some(clients.clone());
-            self.copies.push(tokio::spawn(pump(ours, name, log, clients)));
+            self.copies.push(Pumping::start(ours, name, log, clients));
             return Ok(theirs);
         }
         if let Some(path) = target.strip_prefix("file://") {
@@ -108,7 +154,7 @@ impl Wiring {
         if let Some((scheme, _)) = target.split_once("://").filter(|(s, _)| *s != "fifo") {
             return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{name}: {scheme}:// is not supported; use a FIFO or file://")));
         }
-        Ok(fifo(target)?.into())
+        write_end(target)
     }
 
     fn input(&mut self) -> io::Result<OwnedFd> {
@@ -145,14 +191,13 @@ impl Wiring {
             None => {
                 let file = fifo(&target)?;
                 nonblocking(&file)?;
-                let sender = pipe::Sender::from_file_unchecked(file)?;
-                clients.try_lock().map_err(io::Error::other)?.push(sender);
+                clients.own(pipe::Sender::from_file_unchecked(file)?);
                 None
             }
         };
         self.streamed.out = Some(clients.clone());
         let ours = pipe::Receiver::from_owned_fd_unchecked(reads)?;
-        self.copies.push(tokio::spawn(pump(ours, "stdout", log, clients)));
+        self.copies.push(Pumping::start(ours, "stdout", log, clients));
         let writes = pipe::Sender::from_owned_fd_unchecked(writes)?;
         self.streamed.input = Arc::new(Mutex::new(Some(writes)));
         if !self.targets.stdin.is_empty() && !self.targets.stdin.starts_with("hold://") {
@@ -164,16 +209,24 @@ impl Wiring {
         Ok(())
     }
 
-    /// Waits until all output is written; a process that keeps a pipe open holds this up for [`DRAIN`] only.
+    /// Waits until all output is written.
     pub async fn drain(&mut self) {
-        for mut copy in self.copies.drain(..) {
-            if tokio::time::timeout(DRAIN, &mut copy).await.is_err() {
-                copy.abort();
-            }
-        }
+        together(self.copies.drain(..).map(Pumping::finish)).await;
         self.inputs.drain(..).for_each(|i| i.abort());
-        self.streamed.input.lock().await.take();
+        // Whoever holds it writes to a pipe that nobody reads, and will see that.
+        if let Ok(mut input) = timeout(DRAIN, self.streamed.input.lock()).await {
+            input.take();
+        }
     }
+}
+
+/// All of them, side by side.
+async fn together(all: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
+    let mut set = tokio::task::JoinSet::new();
+    for one in all {
+        set.spawn(one);
+    }
+    while set.join_next().await.is_some() {}
 }
 
 impl Streamed {
@@ -186,7 +239,7 @@ impl Streamed {
             let refused =
                 || io::Error::new(io::ErrorKind::Unsupported, format!("{name} goes to a file or FIFO of its own: nobody can attach to it"));
             let clients = clients.as_ref().ok_or_else(refused)?;
-            clients.lock().await.push(pipe::OpenOptions::new().open_sender(path)?);
+            clients.attach(path)?;
         }
         if !stdin.is_empty() {
             let from = pipe::OpenOptions::new().open_receiver(stdin)?;
@@ -197,8 +250,10 @@ impl Streamed {
     /// Ends the process' input, once its writers are gone.
     pub async fn close_input(&self) {
         self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if self.terminal.is_none() {
-            self.input.lock().await.take();
+        if self.terminal.is_none()
+            && let Ok(mut input) = timeout(DRAIN, self.input.lock()).await
+        {
+            input.take();
         }
     }
     /// Sets the terminal's size.
@@ -221,6 +276,16 @@ fn fifo(target: &str) -> io::Result<File> {
     Ok(file)
 }
 
+/// A FIFO's write end for a process. It has no reading end of its own: when the last reader is gone the process is told, instead of waiting for ever.
+fn write_end(target: &str) -> io::Result<OwnedFd> {
+    let held = fifo(target)?;
+    let path = target.trim_start_matches("fifo://");
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))?;
+    drop(held);
+    Ok(file.into())
+}
+
 fn nonblocking(fd: impl AsFd) -> io::Result<()> {
     nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(())
@@ -233,34 +298,36 @@ fn pipe_in() -> io::Result<(pipe::Receiver, OwnedFd)> {
 }
 
 /// Copies output to log and clients until its end (a terminal's end is an error, EIO).
-async fn pump(mut from: pipe::Receiver, name: &'static str, log: Option<Arc<Log>>, clients: Clients) {
-    let (mut buffer, mut lines) = (vec![0; 16 << 10], Lines::new(name));
-    loop {
-        let n = from.read(&mut buffer).await.unwrap_or(0);
+async fn pump(mut from: pipe::Receiver, name: &'static str, log: Option<Arc<Log>>, clients: Clients, state: Arc<PumpState>) {
+    let (mut buffer, mut lines, mut left) = (vec![0; PIECE], Lines::new(name), LEFT);
+    while left > 0 {
+        let n = if state.stopping.load(Ordering::Relaxed) {
+            left -= 1;
+            from.try_read(&mut buffer).unwrap_or(0)
+        } else {
+            tokio::select! {
+                n = from.read(&mut buffer) => n.unwrap_or(0),
+                () = state.stop.notified() => continue,
+            }
+        };
         if n == 0 {
             break;
         }
         if let Some(log) = &log {
             lines.push(log, &buffer[..n]);
         }
-        let mut clients = clients.lock().await;
-        let mut kept = Vec::with_capacity(clients.len());
-        for mut client in clients.drain(..) {
-            if matches!(tokio::time::timeout(PATIENCE, client.write_all(&buffer[..n])).await, Ok(Ok(()))) {
-                kept.push(client);
-            }
-        }
-        *clients = kept;
+        clients.give(&buffer[..n]).await;
+        state.moved.fetch_add(1, Ordering::Relaxed);
     }
     if let Some(log) = &log {
         lines.finish(log);
     }
-    clients.lock().await.clear();
+    clients.end();
 }
 
 /// Copies a client's input to the process until the client closes it.
 async fn copy_in(mut from: pipe::Receiver, to: Arc<Mutex<Option<pipe::Sender>>>, once: bool) {
-    let mut buffer = vec![0; 16 << 10];
+    let mut buffer = vec![0; PIECE];
     loop {
         let n = from.read(&mut buffer).await.unwrap_or(0);
         let mut to = to.lock().await;

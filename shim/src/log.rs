@@ -1,44 +1,128 @@
 //! A log in CRI's format that this process writes itself, so that it goes on while the daemon is away.
+//!
+//! Owns: the file and its counters. What one read of a stream gives is one write, so lines of two streams never mix. Limits: a line in memory is no
+//! longer than the limit and one read; a file system that takes nothing costs lines (counted), never the container.
+use crate::sys;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Content bytes of an entry where nobody says otherwise.
+const LINE: usize = 16384;
+/// Content bytes of an entry where the limit is lifted: a stream without line ends must not grow this process.
+const LIFTED: usize = 1 << 20;
+
+/// What was read and written: containerd's counters of its log reader, in the order of the file that tells them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Lines that were read.
+    pub input_entries: u64,
+    /// Entries that were written.
+    pub output_entries: u64,
+    /// Bytes that were read.
+    pub input_bytes: u64,
+    /// Bytes that were written.
+    pub output_bytes: u64,
+    /// Entries that are no line's end.
+    pub split_entries: u64,
+    /// Their content.
+    pub split_bytes: u64,
+}
+
+impl Counters {
+    fn bytes(&self) -> [u8; 48] {
+        let all = [self.input_entries, self.output_entries, self.input_bytes, self.output_bytes, self.split_entries, self.split_bytes];
+        let mut bytes = [0; 48];
+        bytes.chunks_exact_mut(8).zip(all).for_each(|(place, n)| place.copy_from_slice(&n.to_le_bytes()));
+        bytes
+    }
+}
+
+struct Inner {
+    file: File,
+    counters: Counters,
+    /// Where the counters are told: the daemon reads them when somebody asks it.
+    told: Option<File>,
+}
 
 /// A log that can be reopened.
 pub struct Log {
     path: PathBuf,
     max_line: usize,
-    file: Mutex<File>,
+    inner: Mutex<Inner>,
 }
 
 impl Log {
-    /// Opens `<path>?max_line=<bytes>`.
+    /// Opens `<path>?max_line=<bytes>`; 0 and less lift the limit.
     pub fn open(uri: &str) -> io::Result<Log> {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-        let max_line = query.split('&').find_map(|q| q.strip_prefix("max_line=")?.parse().ok()).filter(|n| *n > 0).unwrap_or(16384);
+        let asked: Option<i64> = query.split('&').find_map(|q| q.strip_prefix("max_line=")?.parse().ok());
+        let max_line = asked.map_or(LINE, |n| usize::try_from(n).ok().filter(|n| *n > 0).unwrap_or(LIFTED));
         let path = PathBuf::from(path);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        let file = Mutex::new(append(&path)?);
-        Ok(Log { path, max_line, file })
+        let inner = Mutex::new(Inner { file: append(&path)?, counters: Counters::default(), told: None });
+        Ok(Log { path, max_line, inner })
     }
-    /// After rotation.
-    pub fn reopen(&self) -> io::Result<()> {
-        let fresh = append(&self.path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Tells the counters in a file from now on.
+    pub fn count_in(&self, path: &Path) -> io::Result<()> {
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        self.inner().told = Some(file);
         Ok(())
     }
-    fn line(&self, stream: &str, line: &[u8], whole: bool) {
-        let mut out = Vec::with_capacity(line.len() + 64);
-        let _ = write!(out, "{} {stream} {} ", timestamp(SystemTime::now()), if whole { 'F' } else { 'P' });
-        out.extend_from_slice(line);
-        out.push(b'\n');
-        // A full disk loses log lines, never the container.
-        let _ = self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&out);
+    /// After rotation. The new file is there when this returns, and both streams go to it.
+    pub fn reopen(&self) -> io::Result<()> {
+        let fresh = append(&self.path)?;
+        self.inner().file = fresh;
+        Ok(())
     }
+    /// Writes entries as a whole. A full disk loses them, never the container; half an entry is taken back, so that the next begins on a line of its own.
+    fn write(&self, entries: &[u8], read: Counters) {
+        let mut inner = self.inner();
+        let mut rest = entries;
+        while !rest.is_empty() {
+            match inner.file.write(rest) {
+                Ok(n) if n > 0 => rest = &rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        let mut written = entries.len() - rest.len();
+        if !rest.is_empty() {
+            let whole = entries[..written].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+            let half = (written - whole) as u64;
+            if half > 0
+                && let Ok(meta) = inner.file.metadata()
+            {
+                let _ = inner.file.set_len(meta.len().saturating_sub(half));
+            }
+            written = whole;
+        }
+        let entries_written = if rest.is_empty() { read.output_entries } else { lines_in(&entries[..written]) };
+        let c = &mut inner.counters;
+        c.input_entries += read.input_entries;
+        c.output_entries += entries_written;
+        c.input_bytes += read.input_bytes;
+        c.output_bytes += written as u64;
+        c.split_entries += read.split_entries;
+        c.split_bytes += read.split_bytes;
+        let bytes = c.bytes();
+        if let Some(told) = &inner.told {
+            // Counters that cannot be told are no reason to stop a log.
+            let _ = told.write_all_at(&bytes, 0);
+        }
+    }
+}
+
+fn lines_in(entries: &[u8]) -> u64 {
+    entries.iter().filter(|b| **b == b'\n').count() as u64
 }
 
 /// Opens a file at its end.
@@ -46,12 +130,42 @@ pub fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
-/// RFC 3339 with nanoseconds, in UTC.
-fn timestamp(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86400, since.as_secs() % 86400);
+/// Writes timestamps: RFC 3339 in local time, nanoseconds without trailing zeros.
+#[derive(Default)]
+struct Clock {
+    /// The second that `text` is about, and the offset's text.
+    second: Option<u64>,
+    text: String,
+    zone: String,
+}
+
+impl Clock {
+    fn stamp(&mut self, at: SystemTime, out: &mut Vec<u8>) {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.second != Some(since.as_secs()) {
+            let offset = sys::local_offset(since.as_secs() as i64);
+            (self.text, self.zone) = (civil(since.as_secs() as i64 + offset), zone(offset));
+            self.second = Some(since.as_secs());
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        let nanos = format!(".{:09}", since.subsec_nanos());
+        out.extend_from_slice(nanos.trim_end_matches('0').trim_end_matches('.').as_bytes());
+        out.extend_from_slice(self.zone.as_bytes());
+    }
+}
+
+fn zone(offset: i64) -> String {
+    if offset == 0 {
+        return "Z".into();
+    }
+    let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.abs() / 60);
+    format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
+}
+
+fn civil(second: i64) -> String {
+    let (days, second) = (second.div_euclid(86400), second.rem_euclid(86400));
     // Civil date from days since 1970, by the era arithmetic of the proleptic Gregorian calendar.
-    let z = days as i64 + 719_468;
+    let z = days + 719_468;
     let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
@@ -59,53 +173,94 @@ fn timestamp(at: SystemTime) -> String {
     let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
     let year = yoe + era * 400 + i64::from(month <= 2);
     let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:09}Z", since.subsec_nanos())
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}")
 }
 
 /// Cuts a stream into lines.
 pub struct Lines {
     name: &'static str,
+    /// The line that has no end yet.
     line: Vec<u8>,
+    clock: Clock,
+    out: Vec<u8>,
+    read: Counters,
 }
 
 impl Lines {
     /// Of `stdout` or `stderr`.
     pub fn new(name: &'static str) -> Lines {
-        Lines { name, line: Vec::new() }
+        Lines { name, line: vec![], clock: Clock::default(), out: vec![], read: Counters::default() }
+    }
+    fn entry(&mut self, content: &[u8], tag: char) {
+        self.clock.stamp(SystemTime::now(), &mut self.out);
+        // Writing to memory does not fail.
+        let _ = write!(self.out, " {} {tag} ", self.name);
+        self.out.extend_from_slice(content);
+        self.out.push(b'\n');
+        self.read.output_entries += 1;
+        if tag == 'P' {
+            self.read.split_entries += 1;
+            self.read.split_bytes += content.len() as u64;
+        }
+    }
+    /// Cuts what is longer than the limit. A CR behind a line of just the limit may be half of its end, so it waits for what follows.
+    fn cut(&mut self, limit: usize, more: bool) {
+        while self.line.len() > limit {
+            if more && self.line.len() == limit + 1 && self.line.last() == Some(&b'\r') {
+                return;
+            }
+            let rest = self.line.split_off(limit);
+            let full = std::mem::replace(&mut self.line, rest);
+            self.entry(&full, 'P');
+        }
     }
     /// Writes the whole lines of `bytes`, and keeps the rest.
     pub fn push(&mut self, log: &Log, bytes: &[u8]) {
+        self.read.input_bytes += bytes.len() as u64;
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            let (body, whole) = piece.strip_suffix(b"\n").map_or((piece, false), |b| (b, true));
+            let Some(body) = piece.strip_suffix(b"\n") else {
+                self.line.extend_from_slice(piece);
+                self.cut(log.max_line, true);
+                continue;
+            };
+            self.read.input_entries += 1;
+            if self.line.is_empty() {
+                let content = body.strip_suffix(b"\r").unwrap_or(body);
+                if content.len() <= log.max_line {
+                    self.entry(content, 'F');
+                    continue;
+                }
+            }
             self.line.extend_from_slice(body);
-            while self.line.len() > log.max_line {
-                let rest = self.line.split_off(log.max_line);
-                log.line(self.name, &self.line, false);
-                self.line = rest;
+            if self.line.last() == Some(&b'\r') {
+                self.line.pop();
             }
-            if whole {
-                log.line(self.name, &self.line, true);
-                self.line.clear();
-            }
+            self.cut(log.max_line, false);
+            let line = std::mem::take(&mut self.line);
+            self.entry(&line, 'F');
         }
+        self.flush(log);
     }
     /// Writes what is left at the end of the stream.
     pub fn finish(&mut self, log: &Log) {
+        self.cut(log.max_line, false);
         if !self.line.is_empty() {
-            log.line(self.name, &self.line, false);
-            self.line.clear();
+            let line = std::mem::take(&mut self.line);
+            self.read.input_entries += 1;
+            self.entry(&line, 'P');
         }
+        self.flush(log);
+    }
+    fn flush(&mut self, log: &Log) {
+        if self.out.is_empty() && self.read == Counters::default() {
+            return;
+        }
+        log.write(&self.out, std::mem::take(&mut self.read));
+        self.out.clear();
+        self.out.shrink_to(64 << 10);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn timestamps_are_rfc3339() {
-        let at = UNIX_EPOCH + std::time::Duration::new(1_709_210_096, 7);
-        assert_eq!(timestamp(at), "2024-02-29T12:34:56.000000007Z");
-    }
-}
+#[path = "log_tests.rs"]
+mod tests;

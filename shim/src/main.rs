@@ -5,10 +5,12 @@
 //! somebody asks. On its own crash: the daemon runs its `delete` action, which kills and cleans. Limits: one thread, bounded logs and queues.
 mod bootstrap;
 mod cgroup;
+mod clients;
 mod console;
 mod container;
 mod engine;
 mod events;
+mod family;
 mod idmap;
 mod io;
 mod log;

@@ -10,7 +10,7 @@ use crate::reaper::{Exit, Reaper};
 use crate::runtime::{Runtime, Wish};
 use crate::sandbox::Sandbox;
 use crate::spans::{Origin, Spans};
-use crate::{mounts, owner, sys};
+use crate::{family, mounts, owner, sys};
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::task::*;
@@ -23,6 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 mod pod;
+
+/// The file of a bundle that tells what its log was given, six little-endian numbers; the daemon reads it.
+const LOG_COUNTERS: &str = "log-counters";
 
 /// State of the server.
 pub struct Service {
@@ -123,6 +126,9 @@ impl Task for Service {
             owner::give(&io, &config["process"], &maps);
             let pid = self.spans.time(&origin, "runtime.create", &m.id, runtime.create(&m.id, &bundle, io)).await?;
             wiring.connect()?;
+            if let Some(log) = &wiring.streamed.log {
+                log.count_in(&bundle.join(LOG_COUNTERS))?;
+            }
             std::io::Result::Ok((pid, wiring))
         };
         let (pid, wiring) = match made.await {
@@ -224,6 +230,10 @@ impl Task for Service {
         let (container, process) = self.process(&m.id, &m.exec_id)?;
         if process.ended().is_some() || process.pid == 0 {
             return Err(fault(Code::NOT_FOUND, "process already finished"));
+        }
+        if m.all && !m.exec_id.is_empty() && m.signal == libc::SIGKILL as u32 {
+            family::kill(process.pid, || container.cgroup.processes());
+            return Ok(());
         }
         if m.all && m.exec_id.is_empty() {
             container.cgroup.processes().into_iter().for_each(|p| drop(sys::kill(p, m.signal)));

@@ -66,6 +66,16 @@ pub fn kill(pid: u32, signal: u32) -> io::Result<()> {
     if unsafe { libc::kill(pid as i32, signal as i32) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Seconds that local time is ahead of UTC at a moment.
+pub fn local_offset(unix: i64) -> i64 {
+    // SAFETY: all zeros is a valid `tm`, and localtime_r writes only it.
+    unsafe {
+        let mut local: libc::tm = std::mem::zeroed();
+        let at: libc::time_t = unix;
+        if libc::localtime_r(&at, &mut local).is_null() { 0 } else { local.tm_gmtoff }
+    }
+}
+
 /// Init of a shared PID namespace: reaps, and ends on SIGTERM, or when the shim has gone and with it the other end of the pipe that is our input.
 pub fn pod_init() -> io::Result<()> {
     let _ = nix::sys::prctl::set_name(c"pod-init");

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Looking at files of the host for a specification; a file system that hangs costs this container only.
 const LOOK: Duration = Duration::from_secs(20);
 /// Bytes of each stream that ExecSync keeps, as containerd.
-const EXEC_OUTPUT: usize = 16 << 20;
+const EXEC_OUTPUT: usize = (16 << 20) - (16 << 10);
 
 /// Completes an id from its unique beginning.
 pub fn find(world: &World, id: &str) -> Option<ContainerRow> {

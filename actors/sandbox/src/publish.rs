@@ -44,9 +44,6 @@ impl World {
 
     /// Tells CRI's readers of a change to a pod, or to a container of it, as `picture` shows them. Waits for nobody.
     pub(crate) fn announce(&self, kind: cri::ContainerEventType, id: &str, pod_id: &str, picture: &Picture) {
-        if self.args.view.1.0.receiver_count() == 0 {
-            return;
-        }
         let containers = picture.containers.values().filter(|c| c.sandbox_id == pod_id);
         let event = cri::ContainerEventResponse {
             container_id: id.into(),
@@ -55,8 +52,7 @@ impl World {
             pod_sandbox_status: picture.pods.get(pod_id).map(|p| p.status.clone()),
             containers_statuses: containers.map(|c| c.status.clone()).collect(),
         };
-        // The last reader may have gone just now.
-        let _ = self.args.view.1.0.send(Arc::new(event));
+        self.args.view.1.publish(event);
     }
 
     /// The same, as published now.

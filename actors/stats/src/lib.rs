@@ -1,31 +1,31 @@
 //! `stats`: what containers and pods use.
 //!
-//! Owns: two samples of CPU time and the last disk usage of each container. Talks to: `snapshot` for disk usage; reads cgroupfs and the published
-//! picture of pods directly, so that neither a shim nor another actor can hold an answer up. States: none to keep. On a crash: the next generation
-//! samples anew; until it has two samples, `UsageNanoCores` is absent (never 0, which the kubelet would take for an idle container). Spans: one for
-//! each batch of files. Limits: one batch of reads at a time for each request, samples of living containers only.
+//! Owns: samples of CPU time, and the last known figures and disk usage of each container. Talks to: `snapshot` for disk usage; reads cgroupfs and the
+//! published picture of pods directly, so that neither a shim nor another actor can hold an answer up. States: none to keep. On a crash: the next
+//! generation samples anew; until it has two samples, `UsageNanoCores` is absent (never 0, which the kubelet would take for an idle container). Spans:
+//! one for each batch of files. Limits: a file that hangs costs its own container ([`gather`]), which is answered with its last figures and their time.
 mod cgroup;
 mod descriptors;
+mod disks;
+mod gather;
 mod metrics;
 mod network;
 mod report;
+mod samples;
 
+use cgroup::{Figures, Host, Want};
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::sandbox::{Container, Picture, Pod, View};
-use messages::snapshot::{GetUsage, Snapshots, Usage};
+use messages::snapshot::{Snapshots, Usage};
 use messages::stats::{Containers, Descriptors, Metrics, Pods, Stats};
+use network::Interface;
 use proto::cri;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Reading one batch of cgroup files.
-const READ: Duration = Duration::from_secs(10);
-/// Two samples must be this far apart, or their quotient is noise.
-const APART_NS: i64 = 500_000_000;
+use std::time::{Duration, Instant};
 
 /// What every generation needs.
 #[derive(Clone)]
@@ -36,23 +36,24 @@ pub struct Args {
     pub snapshots: Addr<Snapshots>,
     /// Daemon's root, for the identity of file systems.
     pub root: PathBuf,
-    /// Time between samples.
+    /// Time between samples of CPU time (`stats_collect_period` of the runtime table).
     pub period: Duration,
-}
-
-/// CPU time at a moment.
-#[derive(Clone, Copy, Default)]
-struct Sample {
-    at_ns: i64,
-    usage_ns: u64,
+    /// How long a sample is worth something (`stats_retention_period`).
+    pub retention: Duration,
+    /// Time between walks of writable layers (`stats_collect_period` of the image table).
+    pub disk_period: Duration,
 }
 
 /// What the operations of a generation share.
 struct World {
     args: Args,
-    /// By container or pod id: the last sample, and the one before.
-    samples: RefCell<HashMap<String, (Sample, Sample)>>,
-    disk: RefCell<HashMap<String, (i64, Usage)>>,
+    gather: gather::Gather,
+    samples: RefCell<samples::Samples>,
+    disks: RefCell<HashMap<String, (i64, Usage)>>,
+    /// For what cannot be read just now: cores and bytes of the last time.
+    last: RefCell<HashMap<String, Figures>>,
+    /// When somebody was last interested.
+    asked: Cell<Option<Instant>>,
 }
 
 /// The actor.
@@ -62,16 +63,23 @@ impl Actor for StatsActor {
     type Proto = Stats;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
-        let world = Rc::new(World { args, samples: RefCell::default(), disk: RefCell::default() });
-        let sampling = world.clone();
+        let samples = RefCell::new(samples::Samples::new(args.retention));
+        let world = Rc::new(World {
+            args,
+            gather: gather::Gather::default(),
+            samples,
+            disks: RefCell::default(),
+            last: RefCell::default(),
+            asked: Cell::new(None),
+        });
+        let (sampling, measuring) = (world.clone(), world.clone());
         cx.spawn("sample", move |cx| async move {
             loop {
-                if let Err(error) = sampling.sample(&cx.with_timeout(READ)).await {
-                    tracing::warn!(%error, "containers could not be sampled");
-                }
+                sampling.sample(&cx).await;
                 tokio::time::sleep(sampling.args.period).await;
             }
         });
+        cx.spawn("measure layers", move |cx| disks::measure(measuring, cx));
         Ok(StatsActor(world))
     }
     fn routes() -> Routes<Self> {
@@ -80,95 +88,126 @@ impl Actor for StatsActor {
 }
 
 /// One container's figures; none when it does not run.
-type Read = (Arc<Container>, Option<cgroup::Figures>);
-/// One pod's: its own, those of its network, its containers'.
-type ReadPod = (Arc<Pod>, Option<cgroup::Figures>, Vec<network::Interface>, Vec<Read>);
+type Read = (Arc<Container>, Option<Figures>);
 
-fn read(container: Arc<Container>) -> Read {
-    let figures = (container.pid > 0).then(|| cgroup::of_process(container.pid)).flatten();
-    (container, figures)
+/// One pod's.
+struct ReadPod {
+    pod: Arc<Pod>,
+    /// Its own cgroup's, or its containers' sum.
+    own: Option<Figures>,
+    interfaces: Vec<Interface>,
+    containers: Vec<Read>,
 }
 
-fn read_pod(picture: &Picture, pod: Arc<Pod>) -> ReadPod {
-    let id = &pod.status.id;
-    let containers: Vec<Read> = picture.containers.values().filter(|c| c.sandbox_id == *id).map(|c| read(c.clone())).collect();
-    let parent = pod.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
-    // A pod without a cgroup of its own uses what its containers use.
-    let own = cgroup::of_parent(&parent).or_else(|| cgroup::sum(containers.iter().filter_map(|(_, f)| f.as_ref())));
-    let interfaces = if pod.netns.is_empty() { vec![] } else { network::interfaces(&pod.netns) };
-    (pod, own, interfaces, containers)
+fn read_container(id: &str, (pid, want): &(u32, Want)) -> Option<Figures> {
+    Host::default().of_container(id, *pid, *want)
+}
+
+fn read_parent(_: &str, (parent, want): &(String, Want)) -> Option<Figures> {
+    Host::default().of_parent(parent, *want)
+}
+
+#[allow(clippy::ptr_arg, reason = "it is passed as a function of what is gathered")]
+fn read_interfaces(_: &str, netns: &String) -> Vec<Interface> {
+    network::interfaces(netns)
+}
+
+fn parent(pod: &Pod) -> String {
+    pod.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default()
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    pod.status.state == cri::PodSandboxState::SandboxReady as i32
 }
 
 impl World {
-    async fn containers(&self, cx: &Cx, wanted: Vec<Arc<Container>>) -> Result<Vec<Read>> {
-        cx.blocking("read cgroups", READ, move || Ok(wanted.into_iter().map(read).collect())).await
-    }
-
-    async fn pods(&self, cx: &Cx, wanted: impl Fn(&str) -> bool) -> Result<Vec<ReadPod>> {
-        let picture = self.args.view.0.load_full();
-        let ready = picture.pods.values().filter(|p| p.status.state == cri::PodSandboxState::SandboxReady as i32);
-        let ready: Vec<Arc<Pod>> = ready.filter(|p| wanted(&p.status.id)).cloned().collect();
-        let all = cx.blocking("read cgroups", READ, move || Ok(ready.into_iter().map(|p| read_pod(&picture, p)).collect::<Vec<_>>()));
-        let all = all.await?;
-        for (_, _, _, containers) in &all {
-            self.measure_disks(cx, containers.iter().map(|(c, _)| c)).await;
-        }
-        Ok(all)
-    }
-
-    /// Takes a sample of every running container and forgets those that are gone.
-    async fn sample(&self, cx: &Cx) -> Result<()> {
-        let picture = self.args.view.0.load_full();
-        let running = picture.containers.values().filter(|c| c.pid > 0).cloned().collect();
-        for (container, figures) in self.containers(cx, running).await? {
-            if let Some(f) = figures {
-                self.rate(&container.status.id, f.at_ns, f.cpu.usage_ns);
+    /// Figures of running containers. What hangs is answered with what it was.
+    async fn figures(&self, cx: &Cx, containers: &[Arc<Container>], want: Want) -> HashMap<String, Figures> {
+        let running = containers.iter().filter(|c| c.pid > 0);
+        let items: Vec<_> = running.map(|c| (c.status.id.clone(), (c.pid, want))).collect();
+        let ids: Vec<String> = items.iter().map(|(id, _)| id.clone()).collect();
+        let mut read = self.gather.all(cx, items, read_container).await;
+        let mut last = self.last.borrow_mut();
+        let mut all = HashMap::new();
+        for id in ids {
+            match read.remove(&id) {
+                Some(Some(figures)) => {
+                    if want.memory {
+                        let kept = Figures { processes: vec![], disks: vec![], ..figures.clone() };
+                        last.insert(id.clone(), kept);
+                    }
+                    all.insert(id, figures);
+                }
+                // Gone meanwhile.
+                Some(None) => {}
+                None => drop(last.get(&id).and_then(|f| all.insert(id, f.clone()))),
             }
         }
-        let lives = |id: &String| picture.containers.contains_key(id) || picture.pods.contains_key(id);
-        self.samples.borrow_mut().retain(|id, _| lives(id));
-        self.disk.borrow_mut().retain(|id, _| lives(id));
-        Ok(())
+        all
     }
 
-    /// Notes a sample; answers nanoseconds of CPU a second since an earlier one, if there is one.
-    fn rate(&self, id: &str, at_ns: i64, usage_ns: u64) -> Option<u64> {
-        let mut samples = self.samples.borrow_mut();
-        let now = Sample { at_ns, usage_ns };
-        let Some((last, before)) = samples.get_mut(id) else {
-            samples.insert(id.to_owned(), (now, Sample::default()));
-            return None;
+    async fn containers(&self, cx: &Cx, wanted: Vec<Arc<Container>>, want: Want) -> Vec<Read> {
+        let (mut figures, ()) = futures::join!(self.figures(cx, &wanted, want), self.first_look(cx, &wanted));
+        wanted.into_iter().map(|c| (c.clone(), figures.remove(&c.status.id))).collect()
+    }
+
+    async fn pods(&self, cx: &Cx, wanted: impl Fn(&str) -> bool, want: Want) -> Vec<ReadPod> {
+        let picture = self.args.view.0.load_full();
+        let ready: Vec<Arc<Pod>> = picture.pods.values().filter(|p| is_ready(p) && wanted(&p.status.id)).cloned().collect();
+        let mut by_pod = containers_of(&picture, &ready);
+        let parents = ready.iter().map(|p| (p.status.id.clone(), (parent(p), Want::POD))).collect();
+        let spaces =
+            ready.iter().filter(|p| !p.netns.is_empty()).map(|p| (format!("network of {}", p.status.id), p.netns.clone())).collect();
+        let all: Vec<Arc<Container>> = by_pod.values().flatten().cloned().collect();
+        let (mut own, mut interfaces, containers) = futures::join!(
+            self.gather.all(cx, parents, read_parent),
+            self.gather.all(cx, spaces, read_interfaces),
+            self.containers(cx, all, want)
+        );
+        let mut figures: HashMap<String, Figures> = containers.into_iter().filter_map(|(c, f)| Some((c.status.id.clone(), f?))).collect();
+        let pod = |pod: Arc<Pod>| {
+            let id = &pod.status.id;
+            let containers = by_pod.remove(id).unwrap_or_default().into_iter();
+            let containers: Vec<Read> = containers.map(|c| (c.clone(), figures.remove(&c.status.id))).collect();
+            let own = own.remove(id).flatten().or_else(|| cgroup::sum(containers.iter().filter_map(|(_, f)| f.as_ref())));
+            let interfaces = interfaces.remove(&format!("network of {id}")).unwrap_or_default();
+            ReadPod { own, interfaces, containers, pod }
         };
-        if usage_ns < last.usage_ns {
-            // The counter began anew.
-            (*last, *before) = (now, Sample::default());
-            return None;
-        }
-        if at_ns - last.at_ns >= APART_NS {
-            (*before, *last) = (*last, now);
-        }
-        if before.at_ns == 0 {
-            return None;
-        }
-        let (spent, passed) = (usage_ns.saturating_sub(before.usage_ns), (at_ns - before.at_ns).max(1));
-        u64::try_from(u128::from(spent) * 1_000_000_000 / passed as u128).ok()
+        ready.into_iter().map(pod).collect()
     }
 
-    /// Refreshes what is older than the period. A snapshot that cannot be measured keeps its last figure.
-    async fn measure_disks(&self, cx: &Cx, containers: impl Iterator<Item = &Arc<Container>>) {
-        let now = cgroup::now_ns();
-        let fresh = |id: &str| self.disk.borrow().get(id).is_some_and(|(at, _)| now - at < self.args.period.as_nanos() as i64);
-        let stale: Vec<_> = containers.filter(|c| !fresh(&c.status.id)).collect();
-        let all = stale.iter().map(|c| async {
-            let ask = GetUsage { snapshotter: c.snapshotter.clone(), key: c.status.id.clone() };
-            (c.status.id.clone(), self.args.snapshots.call(cx, ask).await)
-        });
-        for (id, usage) in futures::future::join_all(all).await {
-            if let Ok(usage) = usage {
-                self.disk.borrow_mut().insert(id, (now, usage));
+    /// Takes a sample of every running container and ready pod, and forgets those that are gone.
+    async fn sample(&self, cx: &Cx) {
+        let picture = self.args.view.0.load_full();
+        let running: Vec<_> = picture.containers.values().filter(|c| c.pid > 0).cloned().collect();
+        let parents = picture.pods.values().filter(|p| is_ready(p)).map(|p| (p.status.id.clone(), (parent(p), Want::CPU))).collect();
+        let (containers, mut pods) = futures::join!(self.figures(cx, &running, Want::CPU), self.gather.all(cx, parents, read_parent));
+        // A pod without a cgroup of its own.
+        for (id, own) in pods.iter_mut().filter(|(_, own)| own.is_none()) {
+            let mine = running.iter().filter(|c| c.sandbox_id == *id).filter_map(|c| containers.get(&c.status.id));
+            *own = cgroup::sum(mine);
+        }
+        let mut samples = self.samples.borrow_mut();
+        let all = containers.into_iter().chain(pods.into_iter().filter_map(|(id, f)| Some((id, f?))));
+        for (id, f) in all {
+            if let Some(cpu) = f.cpu {
+                samples.rate(&id, f.at_ns, cpu.usage_ns);
             }
         }
+        samples.retain(|id| picture.containers.contains_key(id) || picture.pods.contains_key(id));
+        self.last.borrow_mut().retain(|id, _| picture.containers.contains_key(id));
     }
+}
+
+/// Containers by pod.
+fn containers_of(picture: &Picture, pods: &[Arc<Pod>]) -> HashMap<String, Vec<Arc<Container>>> {
+    let mut by_pod: HashMap<String, Vec<Arc<Container>>> = pods.iter().map(|p| (p.status.id.clone(), vec![])).collect();
+    for container in picture.containers.values() {
+        if let Some(place) = by_pod.get_mut(&container.sandbox_id) {
+            place.push(container.clone());
+        }
+    }
+    by_pod
 }
 
 impl Handle<Containers> for StatsActor {
@@ -177,8 +216,8 @@ impl Handle<Containers> for StatsActor {
         Reply::op(async move {
             let picture = world.args.view.0.load_full();
             let wanted: Vec<_> = m.ids.iter().filter_map(|id| picture.containers.get(id).cloned()).collect();
-            world.measure_disks(&cx, wanted.iter()).await;
-            Ok(world.containers(&cx, wanted).await?.iter().map(|(c, f)| world.container(c, f.as_ref())).collect())
+            let want = Want { processes: false, ..Want::CONTAINER };
+            Ok(world.containers(&cx, wanted, want).await.iter().map(|(c, f)| world.container(c, f.as_ref())).collect())
         })
     }
 }
@@ -187,7 +226,8 @@ impl Handle<Pods> for StatsActor {
     fn handle(&mut self, m: Pods, cx: Cx) -> Reply<Vec<cri::PodSandboxStats>> {
         let world = self.0.clone();
         Reply::op(async move {
-            let read = world.pods(&cx, |id| m.ids.iter().any(|i| i == id)).await?;
+            let wanted: std::collections::HashSet<String> = m.ids.into_iter().collect();
+            let read = world.pods(&cx, |id| wanted.contains(id), Want::CONTAINER).await;
             Ok(read.iter().map(|pod| world.pod(pod)).collect())
         })
     }
@@ -203,23 +243,8 @@ impl Handle<Metrics> for StatsActor {
     fn handle(&mut self, _: Metrics, cx: Cx) -> Reply<Vec<cri::PodSandboxMetrics>> {
         let world = self.0.clone();
         Reply::op(async move {
-            let read = world.pods(&cx, |_| true).await?;
-            let disk = world.disk.borrow();
-            Ok(read.iter().map(|pod| metrics::of_pod(pod, &disk)).collect())
+            let read = world.pods(&cx, |_| true, Want::ALL).await;
+            world.metrics(&cx, read).await
         })
     }
-}
-
-/// Labels by which cAdvisor names a container.
-fn names(pod: &Pod, container: Option<&Container>) -> BTreeMap<&'static str, String> {
-    let m = pod.status.metadata.clone().unwrap_or_default();
-    let (name, id, image) = container.map_or_else(Default::default, |c| {
-        let s = &c.status;
-        (
-            s.metadata.clone().unwrap_or_default().name,
-            s.id.clone(),
-            s.image.clone().map(|i| if i.user_specified_image.is_empty() { i.image } else { i.user_specified_image }).unwrap_or_default(),
-        )
-    });
-    BTreeMap::from([("pod", m.name), ("namespace", m.namespace), ("container", name), ("id", id), ("image", image)])
 }

@@ -109,7 +109,14 @@ impl Pod {
 
     async fn remove_bundle(&self, cx: &Cx, id: &str) -> Result<()> {
         let (args, path) = (self.args.clone(), self.bundle_of(id));
-        cx.run("bundle.remove", |cx| async move { cx.blocking("bundle.remove", FILES, move || bundle::remove(&args, &path)).await }).await
+        cx.run("bundle.remove", |cx| async move {
+            cx.blocking("bundle.remove", FILES, move || {
+                args.logs.retire(&path);
+                bundle::remove(&args, &path)
+            })
+            .await
+        })
+        .await
     }
 
     /// Starts a created task.

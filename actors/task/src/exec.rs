@@ -1,10 +1,11 @@
 //! A process run in a container to its end, its output collected.
 //!
 //! The shim writes into FIFOs that we read. Until the process has started we hold a write end ourselves, so that an early reader sees no end of file; after
-//! its end the output is read until all writers are gone, or for a short while if a grandchild keeps the pipe.
+//! its end the output is read until all writers are gone, or for a while if a grandchild keeps the pipe. A caller that goes away, or whose time is up,
+//! takes the process and all that it began with it. The FIFOs go last: what a lost generation leaves of them names what has to be ended.
 use crate::link::{self, Link, rpc};
 use crate::pod::Pod;
-use crate::{bundle, fifos};
+use crate::{Drain, bundle, fifos};
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::task::{ExecResult, ExecSync};
 use proto::prost_types::Any;
@@ -35,7 +36,7 @@ impl Stream {
         let writer = OpenOptions::new().open_sender(&path).context("open a FIFO")?;
         Ok(Stream { path, reader: RefCell::new(reader), writer: RefCell::new(Some(writer)), kept: RefCell::default() })
     }
-    /// Reads to the end; keeps the first `most` bytes and lets the rest pass.
+    /// Reads to the end; keeps the first `most` bytes and lets the rest pass, so that the process is never held up.
     #[allow(clippy::await_holding_refcell_ref, reason = "this is the reader's only user")]
     async fn read(&self, most: usize) -> std::io::Result<()> {
         let mut reader = self.reader.borrow_mut();
@@ -86,7 +87,9 @@ impl Pod {
             Err(e) => tracing::warn!(container = container.id, error = %e, "an exec is not deleted"),
         }
         let code = self.watch_for_silence(ended)?;
-        Ok(ExecResult { code, stdout: out.kept.take(), stderr: err.kept.take() })
+        let (mut stdout, mut stderr) = (out.kept.take(), err.kept.take());
+        share(&mut stdout, &mut stderr, m.max_output);
+        Ok(ExecResult { code, stdout, stderr })
     }
 
     /// Starts it, and answers its code at its end.
@@ -106,32 +109,63 @@ impl Pod {
             link::wait(cx, &link.task, &m.id, exec_id).await
         };
         let (mut reading, mut running) = (std::pin::pin!(reading), std::pin::pin!(running));
+        let mut gone = std::pin::pin!(cx.caller_gone());
         let (mut code, mut drained, mut until) = (None, false, overdue);
         while code.is_none() || !drained {
             tokio::select! {
                 w = &mut running, if code.is_none() => {
                     code = Some(w?.exit_status as i32);
-                    until = Some(Instant::now() + self.args.timeouts.drain);
+                    until = Some(Instant::now() + self.args.drain.limit());
+                    cx.step("draining the output of the exec");
                 }
                 r = &mut reading, if !drained => {
                     r.context("read the output")?;
                     drained = true;
                 }
+                () = &mut gone => return Err(Fault::canceled(format!("the caller of an exec in container {} went away; it was killed", m.id))),
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => match code {
-                    Some(_) => break,
-                    None => return Err(Fault::deadline_exceeded(format!("exec in container {} did not end in time and was killed", m.id))),
+                    Some(_) if self.args.drain == Drain::Lenient => break,
+                    Some(_) => return Err(Fault::deadline_exceeded(format!(
+                        "failed to drain exec process {exec_id} in container {}: it ended, but a process that it began holds its output open", m.id))),
+                    None => {
+                        let limit = limit.map_or_else(|| "the caller's deadline".to_owned(), |l| format!("timeout {l:?}"));
+                        return Err(Fault::deadline_exceeded(format!("{limit} exceeded: exec in container {} was killed", m.id)));
+                    }
                 },
             }
         }
         code.ok_or_else(|| Fault::internal("no exit code"))
     }
 
-    /// Kills an exec and waits for its end.
+    /// Kills an exec with all that it began, and waits for its end.
     pub async fn kill_exec(&self, cx: &Cx, link: &Link, id: &str, exec_id: &str) {
         let limit = self.args.timeouts.cleanup;
-        let kill = api::KillRequest { id: id.to_owned(), exec_id: exec_id.to_owned(), signal: 9, ..Default::default() };
+        let kill = api::KillRequest { id: id.to_owned(), exec_id: exec_id.to_owned(), signal: 9, all: true };
         if rpc(cx, "Task/Kill", limit, |c| link.task.kill(c, &kill)).await.is_ok() {
             let _ = tokio::time::timeout(limit, link::wait(cx, &link.task, id, exec_id)).await;
+        }
+    }
+}
+
+/// Cuts both to what one answer can carry: each has half for certain, and what the other does not need.
+fn share(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>, most: usize) {
+    let half = most / 2;
+    stdout.truncate(most - stderr.len().min(half));
+    stderr.truncate(most - stdout.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_streams_fit_into_one_answer() {
+        for (out, err, expected) in
+            [(10, 10, (10, 10)), (100, 0, (100, 0)), (200, 0, (100, 0)), (200, 200, (50, 50)), (200, 20, (80, 20)), (20, 200, (20, 80))]
+        {
+            let (mut a, mut b) = (vec![0; out], vec![0; err]);
+            share(&mut a, &mut b, 100);
+            assert_eq!((a.len(), b.len()), expected, "{out} {err}");
         }
     }
 }

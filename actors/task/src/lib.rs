@@ -25,6 +25,7 @@ mod fifos;
 mod launch;
 mod link;
 mod locate;
+mod logs;
 mod parent;
 mod pod;
 mod probe;
@@ -35,6 +36,7 @@ mod sandbox;
 mod session;
 mod sys;
 
+pub use logs::Logs;
 pub use parent::Parent;
 
 use std::path::PathBuf;
@@ -64,6 +66,30 @@ pub struct Args {
     pub debug: bool,
     /// Timeouts.
     pub timeouts: Timeouts,
+    /// Output of an ExecSync after its end.
+    pub drain: Drain,
+    /// What containers' logs were given so far.
+    pub logs: Logs,
+}
+
+/// What is done with an ExecSync whose process has ended while another holds its output open (`drain_exec_sync_io_timeout`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Drain {
+    /// Unset or zero. containerd waits for ever then, and a probe that starts something in the background never ends. The exec has ended and has its
+    /// code, so it is answered with what was said within two seconds.
+    #[default]
+    Lenient,
+    /// As containerd does when it is set: past it the call fails.
+    Strict(Duration),
+}
+
+impl Drain {
+    fn limit(self) -> Duration {
+        match self {
+            Drain::Lenient => Duration::from_secs(2),
+            Drain::Strict(limit) => limit,
+        }
+    }
 }
 
 /// Time limits. Names and values are containerd's where it has them (`io.containerd.timeout.*`).
@@ -87,8 +113,6 @@ pub struct Timeouts {
     pub probe: Duration,
     /// After an init has ended, the time for its shim to say with which code.
     pub exit_grace: Duration,
-    /// Output of an exec after its end, while a grandchild holds the pipe.
-    pub drain: Duration,
 }
 
 impl Default for Timeouts {
@@ -104,7 +128,6 @@ impl Default for Timeouts {
             call: s(60),
             probe: s(2),
             exit_grace: s(2),
-            drain: s(1),
         }
     }
 }

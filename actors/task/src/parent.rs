@@ -49,6 +49,7 @@ impl Actor for Parent {
     type Proto = Tasks;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
+        args.logs.show(cx.system(), bundle::tasks(&args));
         let args = Arc::new(args);
         let index = Rc::new(Index::default());
         let rows = cx.system().addr::<Store>().call(&cx, Scan { table: table::TASKS, prefix: String::new() }).await?;

@@ -8,6 +8,12 @@ use messages::task::{CloseInput, CloseSession, JoinStreams, OpenSession, Resize,
 use proto::prost_types::Any;
 use proto::task as api;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// SIGHUP: what a terminal's processes hear when it is gone.
+const HANGUP: u32 = 1;
+/// How long they may take to say good-bye.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 impl Pod {
     /// Makes the FIFOs.
@@ -75,17 +81,30 @@ impl Pod {
         self.watch_for_silence(rpc(&cx, "Task/CloseIO", self.args.timeouts.call, |c| link.task.close_io(c, &request)).await)
     }
 
-    /// Gives it back. The FIFOs go in any case.
+    /// Gives it back. The FIFOs go in any case. A process that still runs has lost its client: all that it began hears of it, and what goes on regardless is
+    /// ended; only what had made itself independent (`nohup`) and has outlived the process stays, as with any lost terminal.
     pub async fn close_session(self: Rc<Self>, cx: Cx, m: CloseSession) -> Result<()> {
-        for path in [&m.session.stdin, &m.session.stdout, &m.session.stderr] {
-            if !path.is_empty() {
-                let _ = std::fs::remove_file(path);
+        let session = m.session;
+        let remove = || {
+            for path in [&session.stdin, &session.stdout, &session.stderr] {
+                if !path.is_empty() {
+                    let _ = std::fs::remove_file(path);
+                    let _ = std::fs::remove_file(format!("{path}.cut"));
+                }
             }
-        }
+        };
         if !m.exec || self.is_gone() {
+            remove();
             return Ok(());
         }
+        // Where the shim cannot be asked, what is left of the FIFOs tells the next one who can.
         let link = self.link(&cx).await?;
-        self.end_exec(&cx, &link, &m.id, &m.session.exec_id).await
+        let kill = api::KillRequest { id: m.id.clone(), exec_id: session.exec_id.clone(), signal: HANGUP, all: true };
+        if rpc(&cx, "Task/Kill", self.args.timeouts.cleanup, |c| link.task.kill(c, &kill)).await.is_ok() {
+            let _ = tokio::time::timeout(GOODBYE, link::wait(&cx, &link.task, &m.id, &session.exec_id)).await;
+        }
+        self.end_exec(&cx, &link, &m.id, &session.exec_id).await?;
+        remove();
+        Ok(())
     }
 }

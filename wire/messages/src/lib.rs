@@ -7,6 +7,7 @@ pub use kernel::{Class, Fault, Result, ResultExt};
 
 pub mod content;
 pub mod events;
+pub mod feed;
 pub mod gc;
 pub mod image;
 pub mod network;

@@ -1,10 +1,10 @@
 //! `sandbox`: pods and their containers. CRI's runtime calls come here; lists and statuses are read from the published [`View`] instead.
+use crate::feed::Feed;
 use arc_swap::ArcSwap;
 use kernel::Protocol;
 use proto::cri;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::broadcast;
 
 /// The sandbox actor's protocol.
 pub struct Sandboxes;
@@ -56,18 +56,6 @@ pub struct Picture {
 /// Where the sandbox actor publishes its [`Picture`], and what changes in it.
 #[derive(Default)]
 pub struct View(pub ArcSwap<Picture>, pub Feed);
-
-/// CRI's container events, for as many readers as there are. Nobody waits for a reader: one that falls behind is told how many events it missed.
-pub struct Feed(pub broadcast::Sender<Arc<cri::ContainerEventResponse>>);
-
-/// Events kept for a slow reader: more than a node's worth of pods starting at once. Without readers nothing is kept.
-const FEED: usize = 1024;
-
-impl Default for Feed {
-    fn default() -> Self {
-        Feed(broadcast::channel(FEED).0)
-    }
-}
 
 /// Runs a pod; answers its id. A retry of a creation in flight joins it.
 #[derive(Clone, Debug)]

@@ -200,7 +200,7 @@ pub struct ExecSync {
     pub process: Vec<u8>,
     /// Milliseconds; 0 = none. When it passes, the process is killed and the call fails with `DeadlineExceeded`.
     pub timeout_ms: u64,
-    /// At most this many bytes are kept of each stream.
+    /// At most this many bytes are kept of both streams.
     pub max_output: usize,
 }
 /// Its result.

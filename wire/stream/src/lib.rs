@@ -15,7 +15,10 @@ mod spdy;
 mod status;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod websocket;
+
+pub use tls::Tls;
 
 use futures::future::BoxFuture;
 use kernel::{Fault, Result};
@@ -29,6 +32,8 @@ use tokio::sync::mpsc;
 
 /// URLs that wait to be dialled at most; more answer `ResourceExhausted`.
 pub const TOKENS: usize = 1000;
+/// A connection that nothing was sent on for so long is pinged: a client that is gone is noticed even while its own data wait, unread.
+const PING: Duration = Duration::from_secs(5);
 /// How long a URL is good for.
 pub const LIFETIME: Duration = Duration::from_secs(60);
 
@@ -102,7 +107,7 @@ pub struct Io {
 
 /// Who does the work.
 pub trait Backend: Send + Sync + 'static {
-    /// Runs a command to its end, with all its output written; answers its exit code. With a terminal it is dropped when the client vanishes.
+    /// Runs a command to its end, with all its output written; answers its exit code. Dropped when the client is gone; the command is ended then.
     fn exec(&self, container: String, command: Vec<String>, tty: bool, io: Io) -> BoxFuture<'_, Result<i32>>;
     /// Joins a container's streams until it ends or the client goes (then it is dropped).
     fn attach(&self, container: String, io: Io) -> BoxFuture<'_, Result<()>>;
@@ -117,11 +122,15 @@ pub struct Config {
     pub idle: Duration,
     /// How long a client may take to make its streams.
     pub creation: Duration,
+    /// How long a command without a terminal may go on when its client is gone; then it is ended, or each lost connection would leave a process.
+    pub grace: Duration,
+    /// Serve over TLS.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { idle: Duration::from_secs(4 * 3600), creation: Duration::from_secs(30) }
+        Config { idle: Duration::from_secs(4 * 3600), creation: Duration::from_secs(30), grace: Duration::from_secs(10), tls: None }
     }
 }
 
@@ -139,7 +148,8 @@ struct Inner {
 impl Server {
     /// A server whose listener has this address.
     pub fn new(backend: Arc<dyn Backend>, address: SocketAddr, config: Config) -> Server {
-        Server(Arc::new(Inner { backend, config, base: format!("http://{address}"), tokens: Mutex::default() }))
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        Server(Arc::new(Inner { backend, config, base: format!("{scheme}://{address}"), tokens: Mutex::default() }))
     }
 
     /// A URL for a request: good once, and for a minute. `ResourceExhausted` when too many wait, `InvalidArgument` for streams that make no sense.
@@ -165,7 +175,12 @@ impl Server {
 
     /// Serves until `stop` is done.
     pub async fn serve(self, listener: tokio::net::TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-        axum::serve(listener, http::routes(self)).with_graceful_shutdown(stop).await.map_err(Fault::from)
+        let (tls, routes) = (self.0.config.tls.clone(), http::routes(self));
+        let served = match tls {
+            Some(tls) => axum::serve(tls::Listener::new(listener, tls), routes).with_graceful_shutdown(stop).await,
+            None => axum::serve(listener, routes).with_graceful_shutdown(stop).await,
+        };
+        served.map_err(Fault::from)
     }
 
     /// Takes what a token stands for; nobody else will get it.

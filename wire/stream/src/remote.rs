@@ -52,11 +52,11 @@ pub(crate) async fn run(server: &Server, request: Request, channels: Channels, v
     let Channels { stdin, stdout, stderr, error, resize } = channels;
     let (sizes, receiver) = mpsc::channel(4);
     let resizing = resize.map(|from| tokio::spawn(read_sizes(from, sizes)));
-    let backend = &server.0.backend;
+    let (backend, config) = (&server.0.backend, &server.0.config);
     let (leaves, work) = match request {
         Request::Exec { container, command, wanted } => {
             let io = io(&wanted, stdin, stdout, stderr, receiver);
-            // A command without a terminal ends by itself, as it would have with its client; one with a terminal has lost its user.
+            // A command with a terminal has lost its user. One without has the time to come to an end: its input has ended.
             (wanted.tty, backend.exec(container, command, wanted.tty, io))
         }
         Request::Attach { container, wanted } => {
@@ -66,9 +66,15 @@ pub(crate) async fn run(server: &Server, request: Request, channels: Channels, v
         }
         Request::PortForward { .. } => return,
     };
+    let left = async {
+        gone.await;
+        if !leaves {
+            tokio::time::sleep(config.grace).await;
+        }
+    };
     let result = tokio::select! {
         result = work => Some(result),
-        () = gone, if leaves => None,
+        () = left => None,
     };
     if let Some(task) = resizing {
         task.abort();

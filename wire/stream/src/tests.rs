@@ -328,7 +328,7 @@ async fn old_websocket_clients_forward_by_channels() {
 
 #[tokio::test]
 async fn a_connection_without_traffic_and_one_without_streams_end() {
-    let server = server(Config { idle: Duration::from_millis(100), creation: Duration::from_millis(50) }).await;
+    let server = server(Config { idle: Duration::from_millis(100), creation: Duration::from_millis(50), ..Default::default() }).await;
     for url in [exec(&server, "cat", false, false), ports(&server, &[])] {
         let protocol = if url.contains("/exec/") { "v4.channel.k8s.io" } else { "portforward.k8s.io" };
         let upgrade = format!("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n");
@@ -349,4 +349,48 @@ async fn streams_that_make_no_sense_and_too_many_urls_are_refused() {
     }
     let refused = server.url(Request::PortForward { pod: "p".into(), ports: vec![] }).unwrap_err();
     assert_eq!(refused.class, kernel::Class::ResourceExhausted);
+}
+
+/// A backend whose command never ends, and tells when it is dropped.
+struct Endless(std::sync::Arc<tokio::sync::Notify>);
+
+struct Told(std::sync::Arc<tokio::sync::Notify>);
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+impl Backend for Endless {
+    fn exec(&self, _: String, _: Vec<String>, _: bool, io: Io) -> BoxFuture<'_, Result<i32>> {
+        let told = Told(self.0.clone());
+        async move {
+            // It reads nothing, and writes nothing.
+            let _held = (told, io);
+            std::future::pending().await
+        }
+        .boxed()
+    }
+    fn attach(&self, _: String, _: Io) -> BoxFuture<'_, Result<()>> {
+        async { Ok(()) }.boxed()
+    }
+    fn forward(&self, _: String, _: u16, _: DuplexStream) -> BoxFuture<'_, Result<()>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_behind_unread_input_is_noticed() {
+    let dropped = std::sync::Arc::new(tokio::sync::Notify::new());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config { grace: Duration::from_millis(10), ..Default::default() };
+    let server = Server::new(Arc::new(Endless(dropped.clone())), listener.local_addr().unwrap(), config);
+    tokio::spawn(server.clone().serve(listener, std::future::pending()));
+    let mut client = websocket(&exec(&server, "x", false, false), "v5.channel.k8s.io").await;
+    let mut message = vec![1u8; 32 << 10];
+    message[0] = 0;
+    // As much as all buffers hold, and more.
+    while tokio::time::timeout(Duration::from_millis(500), client.send(Message::binary(message.clone()))).await.is_ok() {}
+    drop(client);
+    tokio::time::timeout(3 * PING + Duration::from_secs(2), dropped.notified()).await.unwrap();
 }

@@ -1,16 +1,19 @@
 //! WebSocket: channels in one connection, told apart by the first byte of a message; and SPDY tunnelled in binary messages.
+use crate::PING;
 use crate::activity::{Activity, Owned};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 /// Bytes between the connection and a channel's user.
 const BUFFER: usize = 32 << 10;
@@ -91,19 +94,31 @@ impl Connection {
         if let Some(first) = writable.iter().min() {
             let _ = out.send(pack(*first, b"", packing)).await;
         }
-        let writing = activity.clone();
+        let close = Arc::new(close);
+        let (writing, gone) = (activity.clone(), close.clone());
         let writer = Owned::spawn(async move {
-            while let Some(message) = queue.recv().await {
-                let last = matches!(message, Message::Close(_));
+            loop {
+                let message = match tokio::time::timeout(PING, queue.recv()).await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    Err(_) => Message::Ping(Bytes::new()),
+                };
+                let (last, ping) = (matches!(message, Message::Close(_)), matches!(message, Message::Ping(_)));
                 if sink.send(message).await.is_err() || last {
                     break;
                 }
-                writing.touch();
+                if !ping {
+                    writing.touch();
+                }
             }
             let _ = sink.close().await;
+            gone.send_replace(true);
         });
         let reader = Owned::spawn(async move {
             while let Some(Ok(message)) = source.next().await {
+                if matches!(message, Message::Ping(_) | Message::Pong(_)) {
+                    continue;
+                }
                 activity.touch();
                 let Some((channel, data)) = unpack(message, packing) else { continue };
                 if channel == CLOSE && packing.version >= 5 {
@@ -133,11 +148,16 @@ impl Connection {
     pub(crate) async fn finish(self) {
         let Connection { out, mut carriers, writer, reader, .. } = self;
         while carriers.join_next().await.is_some() {}
-        let _ = out.send(Message::Close(None)).await;
+        let _ = out.send(good_bye()).await;
         drop(out);
         writer.within(GOODBYE).await;
         reader.within(GOODBYE).await;
     }
+}
+
+/// With its code: clients take an end without one for a broken connection.
+fn good_bye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
 }
 
 fn pack(channel: u8, data: &[u8], packing: Packing) -> Message {
@@ -211,6 +231,7 @@ where
                 break;
             }
         }
+        let _ = sink.send(good_bye()).await;
         let _ = sink.close().await;
         up.within(GOODBYE).await;
     });

@@ -112,8 +112,7 @@ pub struct Bed {
 pub fn timeouts() -> Timeouts {
     let ms = Duration::from_millis;
     let mut t = Timeouts::default();
-    (t.call, t.probe, t.load, t.state, t.exit_grace, t.drain, t.shutdown) =
-        (ms(400), ms(200), ms(400), ms(300), ms(300), ms(200), ms(1000));
+    (t.call, t.probe, t.load, t.state, t.exit_grace, t.shutdown) = (ms(400), ms(200), ms(400), ms(300), ms(300), ms(1000));
     t
 }
 
@@ -131,6 +130,8 @@ impl Bed {
             env: vec![],
             debug: false,
             timeouts: timeouts(),
+            drain: Default::default(),
+            logs: Default::default(),
         };
         Bed::boot(dir, args, Rows::default()).await
     }

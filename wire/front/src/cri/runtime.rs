@@ -8,7 +8,7 @@ use messages::stats;
 use proto::async_trait;
 use proto::cri::runtime_service_server::RuntimeService;
 use proto::cri::*;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -16,6 +16,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 /// The version of the kubelet's side that every runtime answers.
 const KUBELET_API: &str = "0.1.0";
+/// An ExecSync without any limit still has one.
+const EXEC_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 impl Cri {
     /// The sandbox actor.
@@ -225,6 +227,8 @@ impl RuntimeService for Cri {
         self.call("runtime.v1.RuntimeService/ExecSync", request, |cx, q| async move {
             let id = self.container_id(q.container_id)?;
             cx.attr("container.id", &id);
+            // A caller that sets no limit waits as long as the command takes.
+            let cx = cx.with_timeout(EXEC_LIMIT);
             actor.call(&cx, pods::ExecSync { id, cmd: q.cmd, timeout_s: q.timeout }).await
         })
         .await

@@ -184,7 +184,8 @@ async fn exec(system: &System, cx: Cx, container: String, command: Vec<String>, 
     let ask = ExecProcess { id: container, cmd: command, terminal: tty };
     let (id, process) = system.addr::<Sandboxes>().call(&cx, ask).await?;
     // A terminal's output is always taken, wanted or not: it has to go somewhere.
-    let open = OpenSession { id: id.clone(), stdin: io.stdin.is_some(), stdout: io.stdout.is_some() || tty, stderr: io.stderr.is_some() };
+    let (stdin, stdout, stderr) = (io.stdin.is_some(), io.stdout.is_some() || tty, io.stderr.is_some());
+    let open = OpenSession { id: id.clone(), stdin, stdout, stderr };
     let session = tasks.call(&cx, open).await?;
     let exec_id = session.exec_id.clone();
     let close = CloseSession { id: id.clone(), session: session.clone(), exec: true };
@@ -236,8 +237,10 @@ async fn wait(system: &System, cx: &Cx, id: &str, exec_id: &str) -> Result<i32> 
 async fn attach(system: &System, cx: Cx, id: String, io: Io) -> Result<()> {
     cx.attr("container.id", &id);
     let tasks = system.addr::<Tasks>();
-    let open = OpenSession { id: id.clone(), stdin: io.stdin.is_some(), stdout: io.stdout.is_some(), stderr: io.stderr.is_some() };
+    let (stdin, stdout, stderr) = (io.stdin.is_some(), io.stdout.is_some(), io.stderr.is_some());
+    let open = OpenSession { id: id.clone(), stdin, stdout, stderr };
     let session = tasks.call(&cx, open).await?;
+    let marks = [&session.stdout, &session.stderr].map(|s| format!("{s}.cut"));
     let close = CloseSession { id: id.clone(), session: session.clone(), exec: false };
     let guard = Guard { system: system.clone(), cx: cx.clone(), close: Some(close) };
     let ends = Ends::open(&session)?;
@@ -255,7 +258,14 @@ async fn attach(system: &System, cx: Cx, id: String, io: Io) -> Result<()> {
         let _ = inputs.await;
     }
     drop(abort);
+    // The shim leaves a mark where it had to leave a client behind.
+    let cut = marks.iter().any(|m| std::path::Path::new(m).exists());
     guard.close().await;
+    if cut {
+        return Err(Fault::resource_exhausted(
+            "this client took nothing while a MiB of output waited for it, and was cut off: the container's log has everything",
+        ));
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod frame;
 pub(crate) mod headers;
 
+use crate::PING;
 use crate::activity::{Activity, Owned};
 use bytes::Bytes;
 use frame::Frame;
@@ -13,6 +14,7 @@ pub(crate) use headers::Headers;
 use headers::{Packer, Unpacker};
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::error::SendTimeoutError;
@@ -60,7 +62,12 @@ impl Connection {
         let (new, streams) = mpsc::channel(QUEUE);
         let (close, closed) = watch::channel(false);
         let sending = watch::Sender::new(0);
-        let writer = Owned::spawn(write_all(write, queue, activity.clone()));
+        let close = Arc::new(close);
+        let (writing, gone) = (activity.clone(), close.clone());
+        let writer = Owned::spawn(async move {
+            write_all(write, queue, writing).await;
+            gone.send_replace(true);
+        });
         let ends = Ends { out: out.clone(), new, sending: sending.clone() };
         let reader = Owned::spawn(async move {
             if let Err(error) = read_all(read, ends, activity, patience).await {
@@ -91,12 +98,24 @@ impl Connection {
 
 async fn write_all<W: AsyncWrite + Unpin>(mut to: W, mut queue: mpsc::Receiver<Frame>, activity: Activity) {
     let mut packer = Packer::new();
-    while let Some(frame) = queue.recv().await {
-        let last = matches!(frame, Frame::GoAway);
+    let mut pings = 0;
+    loop {
+        let frame = match tokio::time::timeout(PING, queue.recv()).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            // Even numbers are a server's.
+            Err(_) => {
+                pings = (pings + 2) & 0x7fff_fffe;
+                Frame::Ping { id: pings }
+            }
+        };
+        let (last, ping) = (matches!(frame, Frame::GoAway), matches!(frame, Frame::Ping { .. }));
         if to.write_all(&frame.encode(&mut packer)).await.is_err() || to.flush().await.is_err() {
             return;
         }
-        activity.touch();
+        if !ping {
+            activity.touch();
+        }
         if last {
             let _ = to.shutdown().await;
             return;
@@ -121,7 +140,9 @@ async fn read_all<R: AsyncRead + Unpin>(mut from: R, ends: Ends, activity: Activ
     let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
     loop {
         let frame = Frame::read(&mut from, &mut unpacker).await?;
-        activity.touch();
+        if !matches!(frame, Frame::Ping { .. }) {
+            activity.touch();
+        }
         match frame {
             Frame::SynStream { id, headers, fin } => {
                 streams.retain(|_, (sender, _)| !sender.is_closed());
@@ -162,9 +183,10 @@ async fn read_all<R: AsyncRead + Unpin>(mut from: R, ends: Ends, activity: Activ
                     carrier.abort();
                 }
             }
-            Frame::Ping { id } => out.send(Frame::Ping { id }).await.map_err(gone)?,
+            Frame::Ping { id } if id % 2 == 1 => out.send(Frame::Ping { id }).await.map_err(gone)?,
             Frame::GoAway => return Ok(()),
-            Frame::SynReply { .. } | Frame::Other => {}
+            // What answers a ping of ours says no more than the connection does.
+            Frame::SynReply { .. } | Frame::Ping { .. } | Frame::Other => {}
         }
     }
 }
