@@ -151,6 +151,7 @@ impl Cx {
         took: Duration,
         error: Option<&Fault>,
     ) {
+        self.0.system.span_ended(&name, took, error.is_none());
         let attrs = std::mem::take(&mut *self.0.attrs.lock());
         let failure = error.map(|e| format!("{:?}: {}", e.class, e.message));
         let more = (failure.is_some() || !attrs.is_empty()).then(|| Box::new(More { failure, attrs }));

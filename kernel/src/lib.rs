@@ -30,7 +30,7 @@ pub use operation::{OpInfo, Operation};
 pub use recorder::{SpanKind, SpanRecord};
 pub use saga::{Journal, Outcome, Saga, Step};
 pub use scope::{Scoped, current};
-pub use system::{ActorInfo, Health, Options, System};
+pub use system::{ActorInfo, Health, Options, SpanWatch, System};
 
 use futures::future::LocalBoxFuture;
 use std::any::TypeId;

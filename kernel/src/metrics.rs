@@ -2,7 +2,7 @@
 use crate::{Fault, Result, System};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{Counter, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 /// Counted as it happens.
 pub(crate) struct Metrics {
@@ -37,6 +37,12 @@ impl Metrics {
     }
 }
 
+/// A counter that is counted elsewhere.
+fn count(counter: &Counter, n: u64) {
+    counter.reset();
+    counter.inc_by(n as f64);
+}
+
 /// Looked up when somebody asks. Children of a template are counted together.
 struct Live {
     system: Box<dyn Fn() -> Option<System> + Send + Sync>,
@@ -45,16 +51,17 @@ struct Live {
     up: GaugeVec,
     operations: Gauge,
     oldest_operation: Gauge,
-    dropped: Gauge,
-    leaked: Gauge,
+    dropped: Counter,
+    leaked: Counter,
     blocking: Gauge,
-    abandoned: Gauge,
+    abandoned: Counter,
 }
 
 impl Live {
     fn new(system: &System) -> Result<Live> {
         let by_actor = |name: &str, help: &str| GaugeVec::new(Opts::new(name, help), &["actor"]).map_err(fault);
         let plain = |name: &str, help: &str| Gauge::with_opts(Opts::new(name, help)).map_err(fault);
+        let counter = |name: &str, help: &str| Counter::with_opts(Opts::new(name, help)).map_err(fault);
         Ok(Live {
             system: Box::new(system.downgrade()),
             mailbox: by_actor("troupe_actor_mailbox_depth", "Messages waiting in mailboxes.")?,
@@ -62,10 +69,10 @@ impl Live {
             up: by_actor("troupe_actor_up", "Actors that run.")?,
             operations: plain("troupe_operations_in_flight", "Operations under way.")?,
             oldest_operation: plain("troupe_operation_oldest_seconds", "Age of the oldest outside request under way.")?,
-            dropped: plain("troupe_telemetry_dropped_total", "Spans that the exporter had no room for.")?,
-            leaked: plain("troupe_threads_leaked_total", "Threads given up by the watchdog.")?,
+            dropped: counter("troupe_telemetry_dropped_total", "Spans that the exporter had no room for.")?,
+            leaked: counter("troupe_threads_leaked_total", "Threads given up by the watchdog.")?,
             blocking: plain("troupe_blocking_calls", "Blocking system calls under way.")?,
-            abandoned: plain("troupe_blocking_calls_abandoned_total", "Blocking system calls given up past their limit.")?,
+            abandoned: counter("troupe_blocking_calls_abandoned_total", "Blocking system calls given up past their limit.")?,
         })
     }
     fn all(&self) -> [&dyn Collector; 9] {
@@ -95,10 +102,10 @@ impl Collector for Live {
         self.operations.set(operations.len() as f64);
         let outside = operations.iter().filter(|o| o.actor == "-").map(|o| o.age.as_secs_f64());
         self.oldest_operation.set(outside.fold(0.0, f64::max));
-        self.dropped.set(system.telemetry_dropped() as f64);
-        self.leaked.set(system.leaked_threads().len() as f64);
+        count(&self.dropped, system.telemetry_dropped());
+        count(&self.leaked, system.leaked_threads().len() as u64);
         self.blocking.set(system.blocking_calls().len() as f64);
-        self.abandoned.set(system.blocking_abandoned() as f64);
+        count(&self.abandoned, system.blocking_abandoned());
         self.all().into_iter().flat_map(Collector::collect).collect()
     }
 }

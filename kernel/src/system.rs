@@ -13,6 +13,7 @@ use crate::{Actor, Fault, Protocol, Result};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -67,7 +68,11 @@ struct Inner {
     next_home: AtomicU64,
     down: AtomicBool,
     max_restarts: Option<u32>,
+    watches: std::sync::OnceLock<HashMap<&'static str, Vec<SpanWatch>>>,
 }
+
+/// Is told of a span: how long it took, and whether it went well. Runs where the span ended, so it must be quick.
+pub type SpanWatch = Box<dyn Fn(Duration, bool) + Send + Sync>;
 
 /// An actor, for `troupe actors`.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -121,6 +126,7 @@ impl System {
             entries: DashMap::new(),
             ops: Arc::default(),
             next_op: AtomicU64::new(1),
+            watches: Default::default(),
             recorder: Recorder::new(options.recorder_spans),
             chaos,
             metrics: Metrics::new()?,
@@ -146,6 +152,18 @@ impl System {
         Ok(system)
     }
 
+    /// Tells others of calls, hops and steps by their names. Once, by whoever composes the system; later calls change nothing.
+    pub fn watch_spans(&self, watches: Vec<(&'static str, SpanWatch)>) {
+        let mut by_name: HashMap<&'static str, Vec<SpanWatch>> = HashMap::new();
+        for (name, watch) in watches {
+            by_name.entry(name).or_default().push(watch);
+        }
+        let _ = self.0.watches.set(by_name);
+    }
+    pub(crate) fn span_ended(&self, name: &str, took: Duration, ok: bool) {
+        let watches = self.0.watches.get().and_then(|w| w.get(name));
+        watches.into_iter().flatten().for_each(|watch| watch(took, ok));
+    }
     pub(crate) fn recorder(&self) -> &Recorder {
         &self.0.recorder
     }

@@ -29,6 +29,12 @@ struct Kin {
     zombie: bool,
 }
 
+/// Sends another signal to all of them, once.
+pub fn signal(root: u32, signal: u32, processes: &[u32]) {
+    let all: Vec<Kin> = processes.iter().copied().chain([root]).filter_map(stat).collect();
+    family(root, &all).into_iter().for_each(|pid| drop(sys::kill(pid, signal)));
+}
+
 fn stat(pid: u32) -> Option<Kin> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Behind the parenthesised name: state, parent, group, session.

@@ -231,8 +231,12 @@ impl Task for Service {
         if process.ended().is_some() || process.pid == 0 {
             return Err(fault(Code::NOT_FOUND, "process already finished"));
         }
-        if m.all && !m.exec_id.is_empty() && m.signal == libc::SIGKILL as u32 {
-            family::kill(process.pid, || container.cgroup.processes());
+        if m.all && !m.exec_id.is_empty() {
+            if m.signal == libc::SIGKILL as u32 {
+                family::kill(process.pid, || container.cgroup.processes());
+            } else {
+                family::signal(process.pid, m.signal, &container.cgroup.processes());
+            }
             return Ok(());
         }
         if m.all && m.exec_id.is_empty() {

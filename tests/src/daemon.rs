@@ -183,6 +183,19 @@ enabled = {}
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// GET of its control socket; answers the body.
+    pub fn http(&self, path: &str) -> Result<String> {
+        use std::io::{Read, Write};
+        let mut socket = std::os::unix::net::UnixStream::connect(self.dir.join("state/control.sock"))?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(socket, "GET {path} HTTP/1.0\r\nHost: troupe\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+        anyhow::ensure!(head.contains(" 200 "), "{head}");
+        Ok(body.to_owned())
+    }
+
     /// Processes that belong to this daemon: their command line or environment names its directory, or they are in its cgroup.
     pub fn processes(&self) -> Vec<(u32, String)> {
         crate::census::processes_of(&self.dir, &self.tag).into_iter().filter(|(pid, _)| *pid != self.pid()).collect()

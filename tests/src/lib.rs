@@ -3,4 +3,6 @@
 pub mod census;
 pub mod cri;
 pub mod daemon;
+pub mod exposition;
 pub mod registry;
+pub mod socket;

@@ -40,7 +40,9 @@ impl ImageService for Cri {
             let reference = reference(q.image)?;
             cx.attr("container.image.name", &reference);
             let pull = Pull { reference, auth: q.auth, snapshotter: String::new(), annotations: annotations.into_iter().collect() };
+            let (began, _under_way) = (std::time::Instant::now(), self.pulls.begin());
             let image = actor.call(&cx, pull).await?;
+            self.pulls.ended(image.size, began.elapsed());
             Ok(PullImageResponse { image_ref: image.id.clone() })
         })
         .await

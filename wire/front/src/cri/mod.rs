@@ -7,6 +7,7 @@
 mod feed;
 mod image;
 mod lists;
+mod meters;
 mod runtime;
 pub mod streams;
 
@@ -53,6 +54,7 @@ pub struct Cri {
     about: Arc<About>,
     streams: stream::Server,
     meter: Meter,
+    pulls: meters::Pulls,
 }
 
 /// Serves CRI until `stop` is done; then finishes what is in flight.
@@ -72,7 +74,8 @@ impl Cri {
     /// Over the views that `sandbox` and `image` publish; `streams` serves what Exec, Attach and PortForward promise.
     pub fn new(system: System, pods: Arc<sandbox::View>, images: Arc<images::View>, about: About, streams: stream::Server) -> Result<Self> {
         let meter = Meter::new(system.metrics())?;
-        Ok(Self { system, pods, images, about: Arc::new(about), streams, meter })
+        let pulls = meters::register(&system, pods.clone())?;
+        Ok(Self { system, pods, images, about: Arc::new(about), streams, meter, pulls })
     }
 
     /// One call: an operation around `work`.
