@@ -18,6 +18,7 @@ mod place;
 mod stage;
 mod steps;
 
+pub use launch::delete;
 use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -25,7 +26,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-pub use steps::delete;
 use tokio::io::AsyncBufReadExt;
 
 /// Largest request: paths and ids only.

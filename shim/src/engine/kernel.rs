@@ -43,10 +43,15 @@ pub fn hide() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Kills a process that was made here and failed, and reaps it where it is our child.
-pub fn end(pid: u32) {
+/// Kills a process.
+pub fn kill(pid: u32) {
     // SAFETY: kill touches no memory.
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+}
+
+/// Kills a process that was made here and failed, and reaps it where it is our child.
+pub fn end(pid: u32) {
+    kill(pid);
     reap(pid);
 }
 

@@ -19,7 +19,7 @@ use libcontainer::oci_spec::runtime::{
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::channel::{InitReceiver, InitSender, MainReceiver, MainSender, init_channel, main_channel};
 use libcontainer::process::init::container_init_process;
-use libcontainer::process::intel_rdt::setup_intel_rdt;
+use libcontainer::process::intel_rdt::{cleanup_intel_rdt, setup_intel_rdt};
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::tty::setup_console_socket;
 use libcontainer::user_ns::UserNamespaceConfig;
@@ -30,7 +30,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Reads and checks the specification of a bundle.
@@ -202,6 +202,30 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     ready
 }
 
+/// Deletes a container, killing what is left of it.
+pub fn delete(root: &Path, id: &str) -> io::Result<()> {
+    let dir = root.join(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    // A crash between the directory and its files: nothing was made yet.
+    if let (Ok(container), Ok(config)) = (Container::load(dir.clone()), YoukiConfig::load(&dir)) {
+        container
+            .pid()
+            .filter(|_| container.status() != ContainerStatus::Stopped)
+            .iter()
+            .for_each(|init| kernel::kill(init.as_raw() as u32));
+        let (made, monitored) =
+            (container.intel_rdt_dir().map(PathBuf::as_path), container.intel_rdt_monitoring_dir().map(PathBuf::as_path));
+        cleanup_intel_rdt(made, monitored, container.clean_up_intel_rdt_subdirectory(), container.id()).map_err(told)?;
+        let place = CgroupConfig { cgroup_path: config.cgroup_path, systemd_cgroup: container.systemd(), container_name: id.to_owned() };
+        Place::of(&place, None)?.remove()?;
+        let hooks = config.hooks.as_ref().and_then(|h| h.poststop().as_ref());
+        run_hooks(hooks, Some(&container.state), None, None, None).map_err(told)?;
+    }
+    std::fs::remove_dir_all(dir)
+}
+
 /// A namespace of a running process, opened now: whoever has entered its user namespace may not look at a process whose program it cannot read.
 fn join(kind: LinuxNamespaceType, of: i32) -> io::Result<(LinuxNamespace, File)> {
     let name = match kind {
@@ -227,12 +251,14 @@ fn bring_up(args: &ContainerArgs, place: &Place, fresh: bool) -> io::Result<(u32
     let (to_init, mut from_parent) = init_channel().map_err(told)?;
     let spaces = Namespaces::try_from(linux(&args.spec)?.namespaces().as_ref()).map_err(told)?;
     let user = spaces.get(LinuxNamespaceType::User).map_err(told)?;
+    let held = place.cradle()?;
+    let cradle = held.as_ref().map(AsRawFd::as_raw_fd);
     let enter = || place.enter(fresh.then_some(&args.spec));
     let pid = if user.is_none() && !place.by_systemd() {
         ready(args, &spaces)?;
-        clone(args, place.cradle(), false, enter, &mut to_parent, &mut from_parent)?
+        clone(args, cradle, false, enter, &mut to_parent, &mut from_parent)?
     } else {
-        between(place.cradle(), || {
+        between(cradle, || {
             enter()?;
             if let Some(user) = user {
                 spaces.unshare_or_setns(user).map_err(told)?;

@@ -3,20 +3,22 @@
 //! Moving another process (`cgroup.procs`) takes the kernel's global threadgroup lock and waits for an RCU grace period: 5 to 20 ms on an idle
 //! machine, more on a busy one, and it is most of what libcontainer's own way costs. A process of one thread that moves itself by version 1's `tasks`,
 //! or is cloned into version 2's cgroup, skips both. systemd moves the process itself, so there libcgroups does what it always does.
-use super::devices;
+use super::{devices, kernel};
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager, get_cgroup_setup,
 };
 use libcontainer::container::Container;
 use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 /// Version 1's hierarchies that containers are placed in; named ones are left alone.
 const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "blkio"];
+/// Longest pause between two attempts to remove a cgroup: all of them together take half a second.
+const GONE: Duration = Duration::from_millis(256);
 /// Where cgroups are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -25,7 +27,7 @@ enum Way {
     /// Version 1: the process writes itself into these directories' `tasks`.
     Tasks(Vec<PathBuf>),
     /// Version 2: the process is cloned into this directory.
-    Clone(PathBuf, File),
+    Clone(PathBuf),
     /// systemd's: libcgroups asks it to.
     Manager,
 }
@@ -33,7 +35,7 @@ enum Way {
 /// A container's cgroup.
 pub struct Place {
     way: Way,
-    manager: AnyCgroupManager,
+    config: CgroupConfig,
 }
 
 fn limits(spec: &Spec) -> Option<&LinuxResources> {
@@ -47,7 +49,10 @@ fn told(e: impl std::error::Error) -> io::Error {
 impl Place {
     /// Finds the cgroup of a container; makes it, with the limits of the specification, where it is a `fresh` container's.
     pub fn of(config: &CgroupConfig, fresh: Option<&Spec>) -> io::Result<Place> {
-        let manager = create_cgroup_manager(config.clone()).map_err(told)?;
+        // Whoever removes a container kills all in its cgroup.
+        if below(Path::new(ROOT), &config.cgroup_path) == Path::new(ROOT) {
+            return Err(io::Error::other(format!("cgroup path {:?} is the root of all", config.cgroup_path)));
+        }
         let unified = matches!(get_cgroup_setup().map_err(told)?, CgroupSetup::Unified);
         let way = match (unified, config.systemd_cgroup && !config.cgroup_path.is_absolute()) {
             (true, true) => Way::Manager,
@@ -56,8 +61,7 @@ impl Place {
                 if fresh.is_some() {
                     make_unified(Path::new(ROOT), &dir)?;
                 }
-                let handle = File::open(&dir).map_err(|e| io::Error::new(e.kind(), format!("open cgroup {}: {e}", dir.display())))?;
-                Way::Clone(dir, handle)
+                Way::Clone(dir)
             }
             (false, _) => {
                 let dirs: Vec<PathBuf> = hierarchies()?.into_iter().map(|root| below(&root, &config.cgroup_path)).collect();
@@ -67,26 +71,32 @@ impl Place {
                 Way::Tasks(dirs)
             }
         };
-        let place = Place { way, manager };
+        let place = Place { way, config: config.clone() };
         if let (Some(resources), false) = (fresh.and_then(limits), matches!(place.way, Way::Manager)) {
             place.limit(resources)?;
         }
         Ok(place)
     }
 
+    /// libcgroups' view of it. Costly on version 1: it looks for each controller by itself.
+    fn manager(&self) -> io::Result<AnyCgroupManager> {
+        create_cgroup_manager(self.config.clone()).map_err(told)
+    }
+
     fn limit(&self, resources: &LinuxResources) -> io::Result<()> {
         let options = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
-        self.manager.apply(&options).map_err(told)?;
+        self.manager()?.apply(&options).map_err(told)?;
         match &self.way {
             Way::Tasks(_) => Ok(()),
-            Way::Clone(dir, _) => devices::guard(dir, resources),
+            Way::Clone(dir) => devices::guard(dir, resources),
             Way::Manager => devices::guard(&own()?, resources),
         }
     }
 
-    /// Where a process is cloned into, where that is the way.
-    pub fn cradle(&self) -> Option<i32> {
-        if let Way::Clone(_, handle) = &self.way { Some(handle.as_raw_fd()) } else { None }
+    /// The directory that a process is cloned into, where that is the way.
+    pub fn cradle(&self) -> io::Result<Option<File>> {
+        let Way::Clone(dir) = &self.way else { return Ok(None) };
+        File::open(dir).map(Some).map_err(|e| io::Error::new(e.kind(), format!("open cgroup {}: {e}", dir.display())))
     }
 
     /// Does systemd move the process, which therefore must be one that it can see by its pid?
@@ -97,7 +107,7 @@ impl Place {
     /// Moves this process there, unless it was cloned into it. Never the worker: who fails to make a container kills all that is in its cgroup.
     pub fn enter(&self, fresh: Option<&Spec>) -> io::Result<()> {
         match &self.way {
-            Way::Clone(..) => Ok(()),
+            Way::Clone(_) => Ok(()),
             Way::Tasks(dirs) => {
                 for tasks in dirs.iter().map(|d| d.join("tasks")) {
                     std::fs::write(&tasks, "0").map_err(|e| io::Error::new(e.kind(), format!("enter {}: {e}", tasks.display())))?;
@@ -108,16 +118,51 @@ impl Place {
                 // libcgroups' own type of a pid, got the only way that needs no second generation of the nix crate here.
                 let mut this = Container::default();
                 let this = this.set_pid(std::process::id() as i32).pid().ok_or_else(|| io::Error::other("no process"))?;
-                self.manager.add_task(this).map_err(told)?;
+                self.manager()?.add_task(this).map_err(told)?;
                 fresh.and_then(limits).map_or(Ok(()), |resources| self.limit(resources))
             }
         }
     }
 
-    /// Kills what is in it, and removes it.
+    /// Kills what is in it, and removes it with all below it.
     pub fn remove(&self) -> io::Result<()> {
-        self.manager.remove().map_err(told)
+        match &self.way {
+            Way::Tasks(dirs) => dirs.iter().try_for_each(|dir| clear(dir)),
+            Way::Clone(dir) => clear(dir),
+            Way::Manager => self.manager()?.remove().map_err(told),
+        }
     }
+}
+
+/// Kills what is in a cgroup, and removes it with those that were made below it.
+fn clear(dir: &Path) -> io::Result<()> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match tear(dir) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && pause < GONE => std::thread::sleep(pause),
+            Err(e) => return Err(io::Error::new(e.kind(), format!("remove cgroup {}: {e}", dir.display()))),
+            Ok(()) => return Ok(()),
+        }
+        pause *= 2;
+    }
+}
+
+/// One attempt; busy as long as a killed process is not reaped.
+fn tear(dir: &Path) -> io::Result<()> {
+    // Version 2 kills the whole tree at once, without a race; version 1 does not know the file.
+    if std::fs::OpenOptions::new().write(true).open(dir.join("cgroup.kill")).and_then(|mut f| f.write_all(b"1")).is_err() {
+        let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|l| l.parse().ok()).filter(|p| *p > 0).for_each(kernel::kill);
+    }
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        other => return other,
+    }
+    for inner in std::fs::read_dir(dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        tear(&inner.path())?;
+    }
+    std::fs::remove_dir(dir)
 }
 
 /// `path` below `root`, never above it.
@@ -212,6 +257,14 @@ mod tests {
             [("/a/b", "/sys/fs/cgroup/a/b"), ("a/../b", "/sys/fs/cgroup/b"), ("../../etc", "/sys/fs/cgroup/etc"), ("", "/sys/fs/cgroup")]
         {
             assert_eq!(below(root, Path::new(path)), Path::new(at), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_root_is_nobody_s_place() {
+        for path in ["/", "", "a/.."] {
+            let config = CgroupConfig { cgroup_path: path.into(), systemd_cgroup: false, container_name: "x".into() };
+            assert!(Place::of(&config, None).err().unwrap().to_string().contains("root"), "{path}");
         }
     }
 

@@ -6,7 +6,6 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, default};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 /// An error with its causes.
 pub fn told(error: impl std::error::Error) -> io::Error {
@@ -54,7 +53,7 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
         "start" => load(request)?.start().map_err(told).map(|()| 0),
         "pause" => load(request)?.pause().map_err(told).map(|()| 0),
         "resume" => load(request)?.resume().map_err(told).map(|()| 0),
-        "delete" => delete(&request.root, &request.id).map(|()| 0),
+        "delete" => launch::delete(&request.root, &request.id).map(|()| 0),
         "update" => update(request).map(|()| 0),
         other => Err(io::Error::other(format!("the engine knows no step {other:?}"))),
     }
@@ -79,19 +78,6 @@ fn builder(request: &Request, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Re
 
 fn load(request: &Request) -> io::Result<Container> {
     Container::load(request.root.join(&request.id)).map_err(told)
-}
-
-/// Deletes a container, killing what is left of it. For a process of one thread.
-pub fn delete(root: &Path, id: &str) -> io::Result<()> {
-    let dir = root.join(id);
-    if !dir.exists() {
-        return Ok(());
-    }
-    match Container::load(dir.clone()) {
-        Ok(mut container) => container.delete(true).map_err(told),
-        // A crash between the directory and the state: nothing was made yet.
-        Err(_) => std::fs::remove_dir_all(dir),
-    }
 }
 
 fn update(request: &Request) -> io::Result<()> {
