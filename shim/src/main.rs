@@ -35,7 +35,7 @@ fn main() {
         "delete" => bootstrap::delete(&flags),
         "init" => sys::pod_init(),
         userns::ACTION => userns::helper(),
-        "probe" => rootfs::probe(std::path::Path::new(&flags.bundle)).inspect_err(|e| println!("{e}")),
+        "probe" => rootfs::probe().inspect_err(|e| println!("{e}")),
         _ if flags.version => {
             println!("containerd-shim-troupe-v2 {}", env!("CARGO_PKG_VERSION"));
             Ok(())

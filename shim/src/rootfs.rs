@@ -83,10 +83,10 @@ fn made(layers: &[&str], rest: &[&str], read_only: bool, userns: &OwnedFd, at: &
     Ok(tree)
 }
 
-/// Can this machine do it? Makes a small root below `dir` and looks at it as the pod would.
-pub fn probe(dir: &Path) -> io::Result<()> {
+/// Can this machine do it? Makes a small root below the working directory and looks at it as the pod would.
+pub fn probe() -> io::Result<()> {
     use std::os::unix::fs::MetadataExt;
-    let place = dir.join(".probe-userns");
+    let place = std::env::current_dir()?.join(".probe-userns");
     let _ = std::fs::remove_dir_all(&place);
     let mut options = vec!["uidmap=0:100000:10".to_owned(), "gidmap=0:100000:10".to_owned(), "index=off".to_owned()];
     for (name, option) in [("lower", "lowerdir="), ("upper", "upperdir="), ("work", "workdir=")] {

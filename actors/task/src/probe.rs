@@ -16,7 +16,7 @@ pub async fn userns(args: &Args, m: &ProbeUserns) -> Result<()> {
         engine(args, &m.runtime.binary_name).await?;
     }
     let mut command = Command::new(&binary);
-    command.kill_on_drop(true).stdin(Stdio::null()).stderr(Stdio::null()).arg("-bundle").arg(&m.dir).arg("probe");
+    command.kill_on_drop(true).env_clear().stdin(Stdio::null()).stderr(Stdio::null()).current_dir(&m.dir).arg("probe");
     let (status, output) = launch::capture_stdout(command, args.timeouts.cleanup).await.context("probe user namespaces")?;
     if status.success() { Ok(()) } else { Err(Fault::unimplemented(String::from_utf8_lossy(&output).trim().to_owned())) }
 }

@@ -5,6 +5,7 @@ use messages::userns::{GID_LABEL, IdMap, UID_LABEL, UserNs};
 use proto::cri::{self, NamespaceMode};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// What a pod or container asks for; `None` are the node's users.
 pub fn wanted(options: &cri::NamespaceOption) -> Result<Option<UserNs>> {
@@ -96,7 +97,7 @@ pub fn of_mount(m: &cri::Mount, into: &mut Value) -> Result<()> {
 }
 
 /// Changes a specification for the pod's user namespace.
-pub fn adapt(linux: &mut Map<String, Value>, mounts: &mut [Value], options: &cri::NamespaceOption, pod: &PodRow) -> Result<()> {
+pub fn adapt(linux: &mut Map<String, Value>, mounts: &mut Vec<Value>, options: &cri::NamespaceOption, pod: &PodRow) -> Result<()> {
     let Some(userns) = of_pod(pod) else { return Ok(()) };
     let path = pod.handle.namespaces.get("user");
     let path = path.ok_or_else(|| Fault::failed_precondition(format!("the shim of pod {} holds no user namespace", pod.id)))?;
@@ -110,6 +111,10 @@ pub fn adapt(linux: &mut Map<String, Value>, mounts: &mut [Value], options: &cri
     for (kind, place, missing) in
         [("sysfs", "/sys", pod.netns.is_empty()), ("proc", "/proc", nodes(options.pid)), ("mqueue", "/dev/mqueue", nodes(options.ipc))]
     {
+        // Blocking, as all of the specification's making: what the node has not is not there.
+        if missing && !Path::new(place).exists() {
+            mounts.retain(|m| m["type"] != kind);
+        }
         for m in mounts.iter_mut().filter(|m| missing && m["type"] == kind) {
             let access = if kind == "sysfs" { "rro" } else { "rw" };
             *m = json!({"destination": m["destination"], "type": "bind", "source": place,
