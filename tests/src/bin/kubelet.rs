@@ -46,6 +46,8 @@ async fn main() -> Result<()> {
     daemon.cri().await?.pull(&image).await?;
     let mut node = Node::start(&args.kubelet, &args.gates, &daemon)?;
     until("the kubelet answers", 60, || node.pods().is_ok()).await?;
+    // It makes its own cgroups a while after it answers, and keeps them.
+    tokio::time::sleep(Duration::from_secs(15)).await;
     let before = census::take(&daemon);
     for (number, pod) in PODS.split("\n---\n").enumerate() {
         let pod = pod.replace("IMAGE", &image).replace("DIR", &daemon.dir.display().to_string());
