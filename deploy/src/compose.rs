@@ -10,8 +10,6 @@ use troupe_image::registry;
 
 /// Containerd's runc shim, whose work Troupe's own shim does.
 const RUNC_V2: &str = "io.containerd.runc.v2";
-/// Troupe's own.
-const TROUPE_V2: &str = "io.containerd.troupe.v2";
 
 /// What runs.
 pub struct Daemon {
@@ -45,7 +43,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let default = plugins.images.snapshotter.clone();
     let snapshots = troupe_snapshot::Args { root: root.into(), default: default.clone(), store: store.clone() };
     let snapshots = system.start::<troupe_snapshot::SnapshotActor>(snapshots).await?;
-    let network = system.start::<troupe_network::NetworkActor>(network(config, store.clone())).await?;
+    let network = system.start::<troupe_network::NetworkActor>(network(config, &system, store.clone())?).await?;
     let images = Arc::new(image::View::default());
     let image_args = troupe_image::Args {
         registry: registry::Config {
@@ -111,22 +109,32 @@ fn patience(text: &str) -> anyhow::Result<Duration> {
     Ok(if limit.is_zero() { Duration::from_secs(24 * 3600) } else { limit })
 }
 
-fn network(config: &Config, store: kernel::Addr<messages::store::Store>) -> troupe_network::Args {
-    let runtime = &config.plugins.runtime;
-    let mut bin_dirs: Vec<PathBuf> = runtime.cni.bin_dirs.iter().map(PathBuf::from).collect();
-    if !runtime.cni.bin_dir.is_empty() {
-        bin_dirs = vec![runtime.cni.bin_dir.clone().into()];
+fn network(config: &Config, system: &System, store: kernel::Addr<messages::store::Store>) -> anyhow::Result<troupe_network::Args> {
+    let (runtime, ours) = (&config.plugins.runtime, &config.plugins.network);
+    let cni = &runtime.cni;
+    let mut bin_dirs: Vec<PathBuf> = cni.bin_dirs.iter().map(PathBuf::from).collect();
+    if !cni.bin_dir.is_empty() {
+        bin_dirs = vec![cni.bin_dir.clone().into()];
     }
+    let own = runtime.containerd.runtimes.iter().filter(|(_, h)| !h.cni_conf_dir.is_empty()).map(|(name, h)| {
+        let most = if h.cni_max_conf_num > 0 { h.cni_max_conf_num } else { cni.max_conf_num };
+        (name.clone(), (PathBuf::from(&h.cni_conf_dir), most))
+    });
+    let default = (String::new(), (PathBuf::from(&cni.conf_dir), cni.max_conf_num));
     let under_state = Path::new(&config.state).join("netns");
-    troupe_network::Args {
+    Ok(troupe_network::Args {
         bin_dirs,
-        conf_dir: runtime.cni.conf_dir.clone().into(),
-        max_conf_num: runtime.cni.max_conf_num,
+        conf: own.chain([default]).collect(),
+        serially: cni.setup_serially,
+        template: Some(&cni.conf_template).filter(|t| !t.is_empty()).map(PathBuf::from),
         netns_dir: if runtime.netns_mounts_under_state_dir { under_state } else { "/var/run/netns".into() },
-        ip_pref: runtime.cni.ip_pref.clone(),
-        plugin_timeout: Duration::from_secs(60),
+        cache_dir: ours.cache_dir.clone().into(),
+        ip_pref: cni.ip_pref.clone(),
+        plugin_timeout: duration("plugin_timeout", &ours.plugin_timeout)?,
+        retry_after: duration("retry_after", &ours.retry_after)?.max(Duration::from_millis(10)),
+        meter: troupe_network::Meter::new(system.metrics())?,
         store,
-    }
+    })
 }
 
 fn tasks(config: &Config) -> anyhow::Result<troupe_task::Args> {
@@ -167,7 +175,7 @@ fn settings(config: &Config) -> troupe_sandbox::Settings {
     let runtime = &config.plugins.runtime;
     let handler = |h: &crate::config::schema::Handler| task::Runtime {
         name: match (h.runtime_path.as_str(), h.runtime_type.as_str()) {
-            ("", RUNC_V2) => TROUPE_V2.into(),
+            ("", RUNC_V2) => task::OWN_SHIM.into(),
             ("", other) => other.into(),
             (path, _) => path.into(),
         },

@@ -135,7 +135,7 @@ impl Cx {
         let result = Scoped::new(child.clone(), f(child.clone())).await;
         if result.is_ok() {
             // After a failure the step stays, so that the error can name it.
-            self.0.op.step(before);
+            self.0.op.step_done(&name, before);
         }
         child.push(SpanKind::Step, self.0.span, name, start, Duration::ZERO, began.elapsed(), result.as_ref().err());
         result

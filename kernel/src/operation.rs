@@ -24,6 +24,13 @@ impl Op {
     pub fn step(&self, step: Cow<'static, str>) -> Cow<'static, str> {
         std::mem::replace(&mut self.now.lock().0, step)
     }
+    /// A step ends: what was before it is shown again, unless a step beside it has begun meanwhile.
+    pub fn step_done(&self, step: &str, before: Cow<'static, str>) {
+        let mut now = self.now.lock();
+        if now.0 == step {
+            now.0 = before;
+        }
+    }
     pub fn waits(&self, on: String) -> String {
         std::mem::replace(&mut self.now.lock().1, on)
     }

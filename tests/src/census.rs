@@ -12,6 +12,8 @@ pub struct Census {
     pub cgroups: Vec<String>,
     /// Addresses that host-local has handed out.
     pub addresses: Vec<String>,
+    /// Results in CNI's cache.
+    pub results: Vec<String>,
     /// FIFOs and sockets of containers.
     pub fifos: Vec<String>,
     /// Bundles and sandbox directories.
@@ -28,7 +30,12 @@ pub fn take(daemon: &crate::daemon::Daemon) -> Census {
         processes: daemon.processes(),
         mounts: mounts_below(&daemon.dir),
         cgroups: cgroups_of(&daemon.tag).iter().filter(|c| !c.ends_with(&daemon.tag)).map(|c| c.display().to_string()).collect(),
-        addresses: walk(&daemon.dir.join("ipam"), 2).iter().filter_map(name).filter(|n| n.starts_with("10.")).collect(),
+        addresses: walk(&daemon.dir.join("ipam"), 2)
+            .iter()
+            .filter_map(name)
+            .filter(|n| n.starts_with("10.") || n.starts_with("fd"))
+            .collect(),
+        results: walk(&daemon.dir.join("cnicache/results"), 1).iter().filter_map(name).collect(),
         fifos: files.iter().filter(|p| is_stream(p)).map(|p| p.display().to_string()).collect(),
         directories: files.iter().filter(is_bundle).map(|p| p.display().to_string()).collect(),
         interfaces: interfaces_on(&daemon.tag),

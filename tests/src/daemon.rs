@@ -17,6 +17,10 @@ pub struct Options {
     pub binary_name: String,
     /// Snapshotter, empty = overlayfs.
     pub snapshotter: String,
+    /// Further keys of the CNI table.
+    pub cni: String,
+    /// A CNI plugin's deadline, empty = a minute.
+    pub plugin_timeout: String,
     /// Further lines at the end of the configuration.
     pub extra: String,
 }
@@ -72,15 +76,24 @@ config_path = "{dir}/certs"
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+bin_dirs = ["{dir}/plugins", "/usr/lib/cni", "/opt/cni/bin"]
 conf_dir = "{dir}/cni"
+{}
+[plugins."io.troupe.network.v1.cni"]
+cache_dir = "{dir}/cnicache"
+retry_after = "200ms"
+plugin_timeout = "{}"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = "{}"
 [plugins."io.troupe.kernel.v1.chaos"]
 enabled = {}
 {}
 "#,
-            options.binary_name, options.chaos, options.extra
+            options.cni,
+            if options.plugin_timeout.is_empty() { "1m" } else { &options.plugin_timeout },
+            options.binary_name,
+            options.chaos,
+            options.extra
         );
         std::fs::write(self.dir.join("config.toml"), config)?;
         std::fs::write(self.dir.join("cni/10-test.conflist"), self.network())?;
@@ -89,14 +102,44 @@ enabled = {}
 
     /// A bridge of this daemon's own, addresses of its own, no masquerading: nothing leaves the machine.
     fn network(&self) -> String {
-        let n = std::process::id().wrapping_mul(8).wrapping_add(self.number) % 60_000;
-        let subnet = format!("10.{}.{}.0/24", 90 + n / 256 % 100, n % 256);
-        serde_json::json!({"cniVersion": "1.0.0", "name": self.tag, "plugins": [{"type": "bridge", "bridge": self.bridge(), "isGateway": true,
-            "ipam": {"type": "host-local", "dataDir": self.dir.join("ipam"), "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}]})
-        .to_string()
+        let plugin = self.bridge_plugin(&[&format!("{}.0/24", self.subnet())]);
+        serde_json::json!({"cniVersion": "1.0.0", "name": self.tag, "plugins": [plugin]}).to_string()
     }
 
-    fn bridge(&self) -> String {
+    /// The first three numbers of its IPv4 addresses; the host's own is `.1`.
+    pub fn subnet(&self) -> String {
+        let n = std::process::id().wrapping_mul(8).wrapping_add(self.number) % 60_000;
+        format!("10.{}.{}", 90 + n / 256 % 100, n % 256)
+    }
+
+    /// The plugin that makes this daemon's network, with these ranges of addresses.
+    pub fn bridge_plugin(&self, subnets: &[&str]) -> serde_json::Value {
+        let ranges: Vec<_> = subnets.iter().map(|s| serde_json::json!([{ "subnet": s }])).collect();
+        serde_json::json!({"type": "bridge", "bridge": self.bridge(), "isGateway": true, "ipam": {"type": "host-local",
+            "dataDir": self.dir.join("ipam"), "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}})
+    }
+
+    /// Replaces the network's chain of plugins.
+    pub fn set_network(&self, plugins: &serde_json::Value) {
+        let list = serde_json::json!({"cniVersion": "1.0.0", "name": self.tag, "plugins": plugins});
+        let draft = self.dir.join("network.draft");
+        std::fs::write(&draft, list.to_string()).unwrap();
+        std::fs::rename(draft, self.dir.join("cni/10-test.conflist")).unwrap();
+    }
+
+    /// Adds a CNI plugin: a shell script, with what it reads in `$input`.
+    pub fn plugin(&self, name: &str, script: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::create_dir_all(self.dir.join("plugins")).unwrap();
+        // Written elsewhere and moved, so that it is never executed while it is open for writing.
+        let draft = self.dir.join("plugin.draft");
+        std::fs::write(&draft, format!("#!/bin/sh\ninput=$(cat)\n{script}\n")).unwrap();
+        std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(draft, self.dir.join("plugins").join(name)).unwrap();
+    }
+
+    /// The bridge's name.
+    pub fn bridge(&self) -> String {
         self.tag.chars().take(15).collect()
     }
 

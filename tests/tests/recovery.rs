@@ -157,7 +157,7 @@ async fn the_waterfall_names_every_hop_and_joins_the_callers_trace() {
     let sandbox = cri.runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
     let waterfall = daemon.cli(&["trace", trace]).unwrap();
     println!("{waterfall}");
-    for hop in ["RunPodSandbox", "sandbox.RunPod", "network.Attach", "bridge", "task.StartSandbox", "store.Commit"] {
+    for hop in ["RunPodSandbox", "sandbox.RunPod", "network.Prepare", "network.Attach", "bridge", "task.StartSandbox", "store.Commit"] {
         assert!(waterfall.contains(hop), "{hop} is missing in\n{waterfall}");
     }
     cri.drop_pod(&sandbox).await.unwrap();

@@ -1,21 +1,35 @@
 //! `network`: pod network namespaces and CNI chains.
 //!
-//! Owns: pinned namespaces below its directory, rows of the store's table `networks`. Talks to: `store`; executes CNI plugins. States: none beside
-//! the rows. On a crash: a row is written before a namespace is made and before a plugin runs, so that the next `Detach` (or the sweep at the next
-//! start) gives everything back; DEL is repeated until it is acknowledged. Spans: `netns`, one for each plugin with its pid and exit code. Limits:
-//! each plugin has a deadline and its process group is killed past it, so a hung plugin costs its own pod only.
-mod cni;
+//! Owns: pinned namespaces, rows of the store's table `networks`, the configuration directories' contents as last read, our documents in CNI's cache.
+//! Talks to: `store`; executes CNI plugins. States: a pod is prepared (a namespace), attached (ADD answered), releasing (DEL asked for, not yet
+//! acknowledged by all plugins). On a crash: a row outlives us, DEL is repeated until it is acknowledged, by the next generation, too; a plugin under way
+//! is killed with its process group. Spans: one for each plugin's execution, with verb, network, interface, pid and exit code; plugins get `TRACEPARENT`.
+//! Metrics: [`Meter`]. Limits: a deadline for each plugin, so a hung one costs its own pod only; output, arguments and configurations are bounded; few
+//! repetitions run side by side. Status never waits: it is answered from what was last read and heard.
+mod cache;
+mod capability;
+mod chain;
 mod conf;
+mod metrics;
 mod netns;
+mod outcome;
+mod plugin;
+mod pods;
+mod sets;
+mod state;
 mod sys;
+mod template;
+mod watch;
 
-use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
-use messages::network::{Attach, Attachment, Check, Detach, Dial, Lookup, Network, NetworkStatus, PodNetwork, Status};
-use messages::store::{self, Op, Store, table};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+pub use metrics::Meter;
+
+use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
+use messages::network::{Attach, Attachment, Check, Configure, Detach, Dial, Network, NetworkStatus, Prepare, Status};
+use messages::store::Store;
+use state::State;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Patience of a connection to a pod's port, for each address family.
@@ -26,193 +40,74 @@ const DIAL: Duration = Duration::from_secs(10);
 pub struct Args {
     /// Directories of plugins, in order.
     pub bin_dirs: Vec<PathBuf>,
-    /// Directory of configurations.
-    pub conf_dir: PathBuf,
-    /// Networks at most, 0 = all.
-    pub max_conf_num: usize,
+    /// Directory of configurations and number of networks at most (0 = all), by runtime handler; the default has no name.
+    pub conf: BTreeMap<String, (PathBuf, usize)>,
+    /// Networks one after another.
+    pub serially: bool,
+    /// Template of a configuration, for `UpdateRuntimeConfig`.
+    pub template: Option<PathBuf>,
     /// Directory of pinned namespaces.
     pub netns_dir: PathBuf,
+    /// CNI's cache.
+    pub cache_dir: PathBuf,
     /// `ipv4`, `ipv6`, `cni`; empty = ipv4.
     pub ip_pref: String,
     /// A plugin's deadline.
     pub plugin_timeout: Duration,
+    /// First pause before DEL is tried again; the following ones are longer.
+    pub retry_after: Duration,
+    /// Meters.
+    pub meter: Meter,
     /// The store.
     pub store: Addr<Store>,
 }
 
-/// A pod's row: what has to be given back.
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct Row {
-    pub pod: PodNetwork,
-    pub attachment: Attachment,
-    /// Configurations that ADD ran with, by which DEL runs, whatever the directory says by then.
-    pub networks: Vec<conf::Network>,
-}
-
 /// The actor.
-pub struct NetworkActor(Arc<Args>);
+pub struct NetworkActor(Rc<State>);
 
 impl Actor for NetworkActor {
     type Proto = Network;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
-        let me = Arc::new(args);
-        let sweeper = me.clone();
-        cx.spawn("sweep namespaces", move |cx| async move {
-            if let Err(error) = sweeper.sweep(&cx).await {
-                tracing::warn!(%error, "namespaces could not be swept");
-            }
-        });
+        let me = Rc::new(State::new(args));
+        for set in me.sets.values() {
+            set.load(&cx).await;
+            let (watched, asked, args) = (set.clone(), set.clone(), me.args.clone());
+            cx.spawn("watch CNI configurations", move |cx| watched.watch(cx));
+            cx.spawn("ask CNI plugins", move |cx| asked.ask(args, cx));
+        }
+        // Pods that an earlier generation has prepared have no rows yet, so only the first one may look for strays.
+        let strays = if cx.generation() > 1 { vec![] } else { me.strays(&cx).await.unwrap_or_default() };
+        let settled = me.clone();
+        cx.spawn("settle networks", move |cx| settled.settle(cx, strays));
         Ok(NetworkActor(me))
     }
     fn routes() -> Routes<Self> {
-        Routes::new().on::<Attach>().on::<Detach>().on::<Lookup>().on::<Check>().on::<Dial>().on::<Status>()
+        Routes::new().on::<Prepare>().on::<Attach>().on::<Detach>().on::<Check>().on::<Dial>().on::<Status>().on::<Configure>()
     }
 }
 
-impl Args {
-    async fn row(&self, cx: &Cx, id: &str) -> Result<Option<Row>> {
-        let row = self.store.call(cx, store::Get { table: table::NETWORKS, key: id.into() }).await?;
-        row.map(|r| store::decode(&r)).transpose()
-    }
-    async fn put(&self, cx: &Cx, row: &Row) -> Result<()> {
-        self.store.call(cx, store::Commit { ops: vec![Op::put(table::NETWORKS, &row.pod.id, row)?] }).await
-    }
-
-    async fn attach(&self, cx: &Cx, pod: PodNetwork) -> Result<Attachment> {
-        let id = pod.id.clone();
-        if let Some(row) = self.row(cx, &id).await? {
-            if !row.attachment.ips.is_empty() {
-                return Ok(row.attachment);
-            }
-            // Left half done by an earlier generation.
-            self.detach(cx, &id).await?;
+macro_rules! operations { ($($message:ident($me:ident, $m:ident, $cx:ident) -> $reply:ty = $run:expr;)*) => { $(
+    impl Handle<$message> for NetworkActor {
+        fn handle(&mut self, $m: $message, $cx: Cx) -> Reply<$reply> {
+            let $me = self.0.clone();
+            Reply::op(async move { $run })
         }
-        let networks = conf::load(&self.conf_dir, self.max_conf_num)?;
-        if networks.is_empty() {
-            return Err(Fault::unavailable(format!("cni plugin not initialized: no network configuration in {}", self.conf_dir.display())));
-        }
-        let path = self.netns_dir.join(format!("cni-{}", uuid::Uuid::new_v4()));
-        let attachment = Attachment { netns: path.to_string_lossy().into_owned(), ips: vec![], result: serde_json::Value::Null };
-        let mut row = Row { pod, attachment, networks };
-        self.put(cx, &row).await?;
-        let result = self.add_all(cx, &mut row, path).await;
-        let result = match result {
-            Ok(()) => self.put(cx, &row).await,
-            Err(e) => Err(e),
-        };
-        if let Err(fault) = result {
-            let cx = cx.without_deadline();
-            if let Err(undo) = self.detach(&cx, &id).await {
-                return Err(fault.context(format!("undoing it failed, too ({undo}); it is tried again")));
-            }
-            return Err(fault);
-        }
-        Ok(row.attachment)
     }
+)* } }
 
-    async fn add_all(&self, cx: &Cx, row: &mut Row, path: PathBuf) -> Result<()> {
-        let userns = row.pod.userns;
-        cx.run("netns", |cx| async move {
-            cx.blocking("make a network namespace", Duration::from_secs(10), move || netns::make(&path, userns.as_ref())).await
-        })
-        .await?;
-        let mut results = serde_json::Map::new();
-        for (number, network) in row.networks.iter().enumerate() {
-            let call = cni::Call { args: self, pod: &row.pod, netns: &row.attachment.netns, ifname: format!("eth{number}") };
-            let result = call.add(cx, network).await?;
-            results.insert(network.name.clone(), result);
-        }
-        let first = row.networks.first().and_then(|n| results.get(&n.name)).cloned().unwrap_or_default();
-        row.attachment.ips = cni::addresses(&first, &self.ip_pref);
-        row.attachment.result = results.into();
-        if row.attachment.ips.is_empty() {
-            return Err(Fault::internal("failed to find network info for sandbox: the result of CNI has no address"));
-        }
-        Ok(())
-    }
-
-    /// Gives everything back; the row goes last.
-    async fn detach(&self, cx: &Cx, id: &str) -> Result<()> {
-        let Some(row) = self.row(cx, id).await? else { return Ok(()) };
-        for (number, network) in row.networks.iter().enumerate().rev() {
-            let call = cni::Call { args: self, pod: &row.pod, netns: &row.attachment.netns, ifname: format!("eth{number}") };
-            call.del(cx, network, row.attachment.result.get(&network.name)).await?;
-        }
-        let path = PathBuf::from(&row.attachment.netns);
-        cx.blocking("remove a network namespace", Duration::from_secs(10), move || netns::remove(&path)).await?;
-        self.store.call(cx, store::Commit { ops: vec![Op::delete(table::NETWORKS, id)] }).await
-    }
-
-    /// Removes namespaces in our directory that no row names.
-    async fn sweep(&self, cx: &Cx) -> Result<()> {
-        let rows = self.store.call(cx, store::Scan { table: table::NETWORKS, prefix: String::new() }).await?;
-        let rows = rows.iter().map(|(_, r)| store::decode::<Row>(r)).collect::<Result<Vec<_>>>()?;
-        let known: BTreeSet<String> = rows.into_iter().map(|r| r.attachment.netns).collect();
-        let dir = self.netns_dir.clone();
-        cx.blocking("sweep namespaces", Duration::from_secs(30), move || netns::sweep(&dir, &known)).await
-    }
-}
-
-impl Handle<Attach> for NetworkActor {
-    fn handle(&mut self, m: Attach, cx: Cx) -> Reply<Attachment> {
-        let me = self.0.clone();
-        Reply::op(async move { me.attach(&cx, m.0).await })
-    }
-}
-
-impl Handle<Detach> for NetworkActor {
-    fn handle(&mut self, m: Detach, cx: Cx) -> Reply<()> {
-        let me = self.0.clone();
-        Reply::op(async move { me.detach(&cx, &m.id).await })
-    }
-}
-
-impl Handle<Lookup> for NetworkActor {
-    fn handle(&mut self, m: Lookup, cx: Cx) -> Reply<Option<Attachment>> {
-        let me = self.0.clone();
-        Reply::op(async move { Ok(me.row(&cx, &m.id).await?.map(|r| r.attachment)) })
-    }
-}
-
-impl Handle<Check> for NetworkActor {
-    fn handle(&mut self, m: Check, cx: Cx) -> Reply<()> {
-        let me = self.0.clone();
-        Reply::op(async move {
-            let row = me.row(&cx, &m.id).await?.ok_or_else(|| Fault::not_found(format!("network of {}", m.id)))?;
-            for (number, network) in row.networks.iter().enumerate() {
-                let call = cni::Call { args: &me, pod: &row.pod, netns: &row.attachment.netns, ifname: format!("eth{number}") };
-                call.check(&cx, network, row.attachment.result.get(&network.name)).await?;
-            }
-            Ok(())
-        })
-    }
-}
-
-impl Handle<Dial> for NetworkActor {
-    fn handle(&mut self, m: Dial, cx: Cx) -> Reply<std::net::TcpStream> {
-        Reply::op(
-            async move { cx.blocking("dial a pod", DIAL + Duration::from_secs(5), move || netns::dial(&m.netns, m.port, DIAL)).await },
-        )
-    }
+operations! {
+    Prepare(me, m, cx) -> String = me.prepare(&cx, m.0).await;
+    Attach(me, m, cx) -> Attachment = me.attach(cx, m.0).await;
+    Detach(me, m, cx) -> () = me.detach(cx, m).await;
+    Check(me, m, cx) -> () = me.check(&cx, &m.id).await;
+    Configure(me, m, cx) -> () = me.configure(&cx, &m.pod_cidr).await;
+    Dial(_me, m, cx) -> std::net::TcpStream = cx.blocking("dial a pod", DIAL + Duration::from_secs(5), move || netns::dial(&m.netns, m.port, DIAL)).await;
 }
 
 impl Handle<Status> for NetworkActor {
     fn handle(&mut self, _: Status, _: Cx) -> Reply<NetworkStatus> {
-        let not_ready = |message: String| NetworkStatus {
-            ready: false,
-            reason: "NetworkPluginNotReady".into(),
-            message,
-            config: serde_json::Value::Null,
-        };
-        Reply::ok(match conf::load(&self.0.conf_dir, self.0.max_conf_num) {
-            Ok(networks) if networks.is_empty() => not_ready("Network plugin returns error: cni plugin not initialized".into()),
-            Ok(networks) => {
-                let config = serde_json::to_value(networks).unwrap_or_default();
-                NetworkStatus { ready: true, reason: String::new(), message: String::new(), config }
-            }
-            Err(e) => not_ready(format!("Network plugin returns error: {e}")),
-        })
+        Reply::ok(sets::status(&self.0.args, &self.0.sets))
     }
 }
 

@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Makes a namespace with `lo` up, pinned at `path`. With a user namespace it is owned by that, from its birth: joining later is not enough to mount
@@ -83,18 +83,19 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes namespaces of ours that nobody knows. Only in a directory of our own: in a shared one others' namespaces look the same.
-pub(crate) fn sweep(dir: &Path, known: &BTreeSet<String>) -> Result<()> {
+/// Is a namespace pinned there? After a reboot the file may be left without one, or nothing at all.
+pub(crate) fn alive(path: &Path) -> bool {
+    /// `NSFS_MAGIC` of the kernel's `magic.h`.
+    const NSFS: rustix::fs::FsWord = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == NSFS)
+}
+
+/// Namespaces of ours that nobody knows. Only in a directory of our own: in a shared one others' namespaces look the same.
+pub(crate) fn strays(dir: &Path, known: &BTreeSet<String>) -> Vec<PathBuf> {
     if dir == Path::new("/var/run/netns") || dir == Path::new("/run/netns") {
-        return Ok(());
+        return vec![];
     }
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with("cni-");
-        if ours && !known.contains(&*path.to_string_lossy()) {
-            tracing::warn!(path = %path.display(), "a network namespace without an owner is removed");
-            remove(&path)?;
-        }
-    }
-    Ok(())
+    let all = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let ours = all.filter(|e| e.file_name().to_string_lossy().starts_with("cni-")).map(|e| e.path());
+    ours.filter(|path| !known.contains(&*path.to_string_lossy())).collect()
 }

@@ -1,6 +1,15 @@
 //! System calls without a safe wrapper.
 #![allow(unsafe_code)]
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Waits on a descriptor for reading.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and gives the same descriptor for as long as it lives; the `AsyncFd` owns it, and nothing here takes it out.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
 
 /// Brings `lo` up in the network namespace of this thread.
 pub(crate) fn loopback_up() -> std::io::Result<()> {

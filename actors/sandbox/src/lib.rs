@@ -17,7 +17,7 @@ mod sys;
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::events::Events;
 use messages::image::Images;
-use messages::network::Network;
+use messages::network::{self, Network};
 use messages::sandbox::*;
 use messages::snapshot::Snapshots;
 use messages::store::{self, Op, Store, table};
@@ -194,5 +194,5 @@ operations! {
     ExecProcess(world, m, _cx) -> (String, Vec<u8>) = container::exec_process(&world, &m.id, &m.cmd, m.terminal);
     UpdatePod(world, m, cx) -> () = pod::update(&world, &cx, m.request).await;
     Status(world, m, cx) -> cri::StatusResponse = status::status(&world, &cx, m.verbose).await;
-    UpdateRuntimeConfig(_world, _m, _cx) -> () = Ok(());
+    UpdateRuntimeConfig(world, m, cx) -> () = world.args.network.call(&cx, network::Configure { pod_cidr: m.pod_cidr }).await;
 }

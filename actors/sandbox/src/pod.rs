@@ -1,8 +1,9 @@
 //! The life of a pod: made step by step, each undone if a later one fails; stopped; removed.
-use crate::record::{PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
+use crate::record::{Json, PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
 use crate::{World, container, spec, status};
+use futures::future::Either;
 use kernel::{Cx, Fault, Result, ResultExt};
-use messages::network::{Attach, Detach, PodNetwork, PortMapping};
+use messages::network::{Attach, Attachment, Detach, PodNetwork, PortMapping, Prepare};
 use messages::sandbox::RunPod;
 use messages::store::{self, Op, table};
 use messages::task::{self, PodNamespaces};
@@ -37,7 +38,7 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
         let id: String = store::decode(&holder)?;
         match world.pod(&id) {
             Some(row) if row.phase == PodPhase::Ready && row.config.0 == m.config => return Ok(id),
-            Some(row) if row.phase == PodPhase::Creating => take_down(world, &cx.without_deadline(), &row.id).await?,
+            Some(row) if row.phase == PodPhase::Creating || row.failed => take_down(world, &cx.without_deadline(), &row.id).await?,
             Some(_) => return Err(Fault::already_exists(format!("pod name {:?} is reserved for {id}", name.trim_start_matches("pod/")))),
             None => {}
         }
@@ -53,6 +54,8 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
         ips: vec![],
         handle: Default::default(),
         boot: world.boot.clone(),
+        failed: false,
+        cni: Default::default(),
     };
     let ops = vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::SANDBOXES, &id, &row)?];
     world.commit(cx, ops).await?;
@@ -60,6 +63,7 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
     if let Err(fault) = make(world, cx, &mut row, runtime).await {
         let cx = cx.without_deadline();
         if let Err(undo) = take_down(world, &cx, &id).await {
+            keep_failed(world, &cx, &id).await?;
             return Err(fault.context(format!("undoing it failed, too ({undo}); it is tried again at RemovePodSandbox")));
         }
         return Err(fault);
@@ -67,29 +71,82 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
     Ok(id)
 }
 
+/// What could not be taken down is shown as a pod that is not ready, so that the kubelet stops and removes it, and makes another one meanwhile.
+pub async fn keep_failed(world: &World, cx: &Cx, id: &str) -> Result<()> {
+    let Some(mut row) = world.pod(id) else { return Ok(()) };
+    (row.phase, row.failed) = (PodPhase::Stopped, true);
+    world.save_pod(cx, &row).await
+}
+
 async fn make(world: &World, cx: &Cx, row: &mut PodRow, runtime: task::Runtime) -> Result<()> {
     let options = options(&row.config.0);
-    files(world, cx, row, mode(options.ipc) != NamespaceMode::Node).await.context("pod files")?;
-    if mode(options.network) != NamespaceMode::Node {
-        let pod = network(row);
-        let attached = cx
-            .run("pod network", |cx| async move { world.args.network.call(&cx, Attach(pod)).await })
-            .await
-            .context("failed to setup network for sandbox")?;
-        (row.netns, row.ips) = (attached.netns, attached.ips);
-    }
-    let namespaces = pod_namespaces(world, row, &options);
-    let start = task::StartSandbox { id: row.id.clone(), runtime, namespaces };
-    row.handle = cx
-        .run("start the pod's shim", |cx| async move { world.args.tasks.call(&cx, start).await })
-        .await
-        .context("failed to start the sandbox")?;
+    let prepare = async { if own_network(row) { world.args.network.call(cx, Prepare(network(row))).await } else { Ok(String::new()) } };
+    let (written, netns) = futures::join!(files(world, cx, row, mode(options.ipc) != NamespaceMode::Node), prepare);
+    written.context("pod files")?;
+    row.netns = netns.context("failed to create network namespace for sandbox")?;
+    let (attached, handle) = attach_and_start(world, cx, row, runtime, pod_namespaces(world, row, &options)).await?;
+    (row.ips, row.cni, row.handle) = (attached.ips, Json::of(&attached.result), handle);
     row.phase = PodPhase::Ready;
     world.save_pod(cx, row).await?;
     world.announce_now(cri::ContainerEventType::ContainerCreatedEvent, &row.id, &row.id);
     world.announce_now(cri::ContainerEventType::ContainerStartedEvent, &row.id, &row.id);
     world.tell(cx, "/sandboxes/start", &row.id).await;
     Ok(())
+}
+
+/// Runs CNI's plugins and starts the shim, side by side where the shim does not care: Troupe's own shim only needs the namespace, but another may
+/// look for the interfaces in it (a VM's shim does), and the pod's own `net.*` sysctls may name an interface, or be a default for those to come.
+async fn attach_and_start(
+    world: &World,
+    cx: &Cx,
+    row: &PodRow,
+    runtime: task::Runtime,
+    namespaces: PodNamespaces,
+) -> Result<(Attachment, task::SandboxHandle)> {
+    let wished = row.config.0.linux.as_ref().is_some_and(|l| l.sysctls.keys().any(|k| k.starts_with("net.")));
+    let side_by_side = runtime.name == task::OWN_SHIM && !wished;
+    let attach = async {
+        if row.netns.is_empty() {
+            return Ok::<_, Fault>(Attachment::default());
+        }
+        let attach = cx.run("pod network", |cx| async move { world.args.network.call(&cx, Attach(network(row))).await });
+        attach.await.context("failed to setup network for sandbox")
+    };
+    let start = async {
+        let start = task::StartSandbox { id: row.id.clone(), runtime, namespaces };
+        let start = cx.run("start the pod's shim", |cx| async move { world.args.tasks.call(&cx, start).await });
+        start.await.context("failed to start the sandbox")
+    };
+    if !side_by_side {
+        return Ok((attach.await?, start.await?));
+    }
+    // The first failure is the answer. An ADD under way is ended by the undo, a start under way is waited for: it takes milliseconds.
+    match futures::future::select(std::pin::pin!(attach), std::pin::pin!(start)).await {
+        Either::Left((attached, start)) => {
+            let handle = start.await;
+            Ok((attached?, handle?))
+        }
+        Either::Right((handle, attach)) => {
+            let handle = handle?;
+            Ok((attach.await?, handle))
+        }
+    }
+}
+
+/// Does the pod have a network of its own?
+fn own_network(row: &PodRow) -> bool {
+    mode(options(&row.config.0).network) != NamespaceMode::Node
+}
+
+/// Gives the pod's network back.
+pub async fn release_network(world: &World, cx: &Cx, row: &PodRow) -> Result<()> {
+    if !own_network(row) {
+        return Ok(());
+    }
+    // ADD of a pod that was never ready may have been cut off before the network's own record of it was on the disk.
+    let unsure = row.phase == PodPhase::Creating || row.failed;
+    let detach = Detach { id: row.id.clone(), pod: unsure.then(|| Box::new(network(row))) };
+    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, detach).await }).await
 }
 
 fn network(row: &PodRow) -> PodNetwork {
@@ -119,6 +176,7 @@ fn network(row: &PodRow) -> PodNetwork {
         dns: (dns.servers, dns.searches, dns.options),
         annotations: config.annotations.clone().into_iter().collect(),
         userns: spec::userns::of_pod(row),
+        handler: row.handler.clone(),
     }
 }
 
@@ -223,18 +281,21 @@ async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
     cx.run("stop the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::StopSandbox { id: id.into() }).await })
         .await
         .context("stop the sandbox")?;
-    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into() }).await })
-        .await
-        .context("release the pod's network")?;
+    let released = release_network(world, cx, &row).await;
     let shm = world.volatile(id).join("shm");
     cx.blocking("unmount shm", IO, move || unmount(&shm)).await?;
+    // Nothing runs in it any more, whatever a plugin says.
+    if row.failed && released.is_ok() {
+        row.failed = false;
+        world.save_pod(cx, &row).await?;
+    }
     if row.phase != PodPhase::Stopped {
         row.phase = PodPhase::Stopped;
         world.save_pod(cx, &row).await?;
         world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, id);
         world.tell(cx, "/sandboxes/exit", id).await;
     }
-    Ok(())
+    released.context("release the pod's network")
 }
 
 /// UpdatePodSandboxResources: the pod's limits live in the cgroup that the kubelet made; what it tells is kept with the pod, for plugins and status.
@@ -271,7 +332,8 @@ pub async fn remove(world: &World, cx: &Cx, id: &str) -> Result<()> {
 pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     let Some(row) = world.pod(id) else { return Ok(()) };
     cx.run("remove the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::RemoveSandbox { id: id.into() }).await }).await?;
-    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into() }).await }).await?;
+    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into(), pod: None }).await })
+        .await?;
     let (files, volatile) = (world.files(id), world.volatile(id));
     let clean = move || {
         unmount(&volatile.join("shm"))?;

@@ -94,7 +94,7 @@ fn pod(row: &PodRow) -> Pod {
         annotations: config.annotations.clone(),
         runtime_handler: row.handler.clone(),
     };
-    let info = serde_json::json!({"pid": row.handle.pid, "netNamespaceClosed": !ready, "runtimeHandler": row.handler, "sandboxID": row.id});
+    let info = serde_json::json!({"pid": row.handle.pid, "netNamespaceClosed": !ready, "runtimeHandler": row.handler, "sandboxID": row.id, "cniResult": row.cni.value().unwrap_or_default()});
     Pod { status, netns: row.netns.clone(), config: Arc::new(config.clone()), info: BTreeMap::from([("info".into(), info.to_string())]) }
 }
 

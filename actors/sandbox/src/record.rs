@@ -91,6 +91,12 @@ pub struct PodRow {
     pub handle: SandboxHandle,
     /// Boot in which it was made.
     pub boot: String,
+    /// It never became ready, and what was made of it could not be taken down.
+    #[serde(default)]
+    pub failed: bool,
+    /// What CNI answered.
+    #[serde(default)]
+    pub cni: Json,
 }
 
 /// Phase of a container.

@@ -6,6 +6,9 @@ use messages::store::{self, table};
 use messages::task::Exit;
 use std::rc::Rc;
 
+/// Networks of an earlier boot's pods that are released side by side.
+const TURNS: usize = 4;
+
 /// Reads all rows.
 pub async fn load(world: &World, cx: &Cx) -> Result<()> {
     let pods = world.args.store.call(cx, store::Scan { table: table::SANDBOXES, prefix: String::new() }).await?;
@@ -35,23 +38,31 @@ pub async fn run(world: Rc<World>, cx: Cx) {
             }
         });
     }
+    let turns = Rc::new(tokio::sync::Semaphore::new(TURNS));
     for row in pods {
-        let world = world.clone();
+        let (world, turns) = (world.clone(), turns.clone());
         cx.spawn("recover pod", move |cx| async move {
-            if let Err(error) = one_pod(&world, &cx, row).await {
+            if let Err(error) = one_pod(&world, &cx, row, &turns).await {
                 tracing::warn!(%error, "a pod could not be recovered");
             }
         });
     }
 }
 
-async fn one_pod(world: &World, cx: &Cx, mut row: PodRow) -> Result<()> {
+async fn one_pod(world: &World, cx: &Cx, mut row: PodRow, turns: &tokio::sync::Semaphore) -> Result<()> {
     if row.phase == PodPhase::Creating {
-        return pod::take_down(world, cx, &row.id).await;
+        if let Err(fault) = pod::take_down(world, cx, &row.id).await {
+            pod::keep_failed(world, cx, &row.id).await?;
+            return Err(fault);
+        }
+        return Ok(());
     }
     if row.phase == PodPhase::Ready && row.boot != world.boot {
         row.phase = PodPhase::Stopped;
         world.save_pod(cx, &row).await?;
+        // Its address is free again before the kubelet finds the time to ask for that.
+        let _turn = turns.acquire().await;
+        return pod::release_network(world, cx, &row).await;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ pub async fn status(world: &World, cx: &Cx, verbose: bool) -> Result<cri::Status
     };
     if verbose {
         response.info.insert("config".into(), config(world).to_string());
-        response.info.insert("cniconfig".into(), network.config.to_string());
+        response.info.extend(network.info);
     }
     Ok(response)
 }

@@ -47,6 +47,9 @@ pub struct PodNetwork {
     /// The pod's user namespace, which then owns the network namespace.
     #[serde(default)]
     pub userns: Option<UserNs>,
+    /// Runtime handler: one may have networks of its own.
+    #[serde(default)]
+    pub handler: String,
 }
 
 /// A pod's attachment as recorded.
@@ -56,7 +59,7 @@ pub struct Attachment {
     pub netns: String,
     /// Addresses, the primary one first.
     pub ips: Vec<String>,
-    /// CNI result as JSON by network name.
+    /// The results of all networks as one, as verbose `PodSandboxStatus` has it (`cniResult`).
     pub result: serde_json::Value,
 }
 
@@ -69,24 +72,24 @@ pub struct NetworkStatus {
     pub reason: String,
     /// Text.
     pub message: String,
-    /// The loaded configurations, for verbose info.
-    pub config: serde_json::Value,
+    /// For the verbose answer: `cniconfig`, `lastCNILoadStatus` and `lastCNILoadStatus.<handler>`.
+    pub info: BTreeMap<String, String>,
 }
 
-/// Makes the namespace and runs ADD. On failure everything is undone (DEL, namespace removed).
+/// Makes the pod's namespace, with `lo` up, and answers its path. Runs no plugin, so the pod's shim can be started while [`Attach`] runs them.
+#[derive(Clone, Debug)]
+pub struct Prepare(pub PodNetwork);
+/// Runs ADD in the namespace that [`Prepare`] made. After a failure the caller sends [`Detach`].
 #[derive(Clone, Debug)]
 pub struct Attach(pub PodNetwork);
-/// Runs DEL and removes the namespace; succeeds if there is nothing left to do.
+/// Ends an [`Attach`] under way, runs DEL and removes the namespace; succeeds if there is nothing left to do. Where a plugin does not acknowledge it, the
+/// actor goes on trying by itself, also after a restart; meanwhile this answers an error if the pod had its network, so that nobody forgets the pod.
 #[derive(Clone, Debug)]
 pub struct Detach {
     /// Sandbox id.
     pub id: String,
-}
-/// The recorded attachment.
-#[derive(Clone, Debug)]
-pub struct Lookup {
-    /// Sandbox id.
-    pub id: String,
+    /// For a pod whose `Attach` may have been cut off before its record was durable: what it was asked with.
+    pub pod: Option<Box<PodNetwork>>,
 }
 /// Runs CHECK where the configuration's version has it.
 #[derive(Clone, Debug)]
@@ -102,15 +105,22 @@ pub struct Dial {
     /// Port.
     pub port: u16,
 }
-/// Readiness.
+/// The node's pod addresses, comma-separated: a configuration is rendered from the template, if there is one and none is there.
+#[derive(Clone, Debug)]
+pub struct Configure {
+    /// Ranges.
+    pub pod_cidr: String,
+}
+/// Readiness, as last seen: never waits.
 #[derive(Clone, Debug)]
 pub struct Status;
 
 kernel::messages! { Network = "network" => {
+    Prepare -> String as idempotent,
     Attach -> Attachment,
     Detach -> () as idempotent,
-    Lookup -> Option<Attachment> as idempotent,
     Check -> () as idempotent,
     Dial -> std::net::TcpStream as idempotent,
+    Configure -> () as idempotent,
     Status -> NetworkStatus as idempotent,
 } }

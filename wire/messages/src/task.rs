@@ -12,6 +12,9 @@ impl Protocol for Tasks {
     const ACTOR: &'static str = "task";
 }
 
+/// Runtime type of Troupe's own shim.
+pub const OWN_SHIM: &str = "io.containerd.troupe.v2";
+
 /// How to run things: the runtime of a pod, from the configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 pub struct Runtime {

@@ -32,3 +32,21 @@ pub struct Chaos {
     /// Seed of probabilities, 0 = random (logged).
     pub seed: u64,
 }
+
+/// What containerd has no keys for in CNI.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Directory of CNI's cache.
+    pub cache_dir: String,
+    /// A plugin's deadline (Go duration): past it, its process group is killed.
+    pub plugin_timeout: String,
+    /// First pause before a DEL that was not acknowledged is tried again (Go duration); it doubles up to a minute.
+    pub retry_after: String,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { cache_dir: "/var/lib/cni".into(), plugin_timeout: "1m0s".into(), retry_after: "1s".into() }
+    }
+}

@@ -12,7 +12,7 @@ pub use cni::Cni;
 pub use duration::duration;
 pub use handler::{Containerd, Handler};
 pub use images::Images;
-pub use kernel::{Chaos, Kernel};
+pub use kernel::{Chaos, Kernel, Network};
 pub use runtime::Runtime;
 use serde::{Deserialize, Serialize};
 pub use server::{CriServer, Grpc, Metrics, Shim, Socket, TasksService};
@@ -121,6 +121,9 @@ pub struct Plugins {
     /// Fault injection.
     #[serde(rename = "io.troupe.kernel.v1.chaos")]
     pub chaos: Chaos,
+    /// Networks.
+    #[serde(rename = "io.troupe.network.v1.cni")]
+    pub network: Network,
 }
 
 impl Config {

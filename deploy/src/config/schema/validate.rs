@@ -61,6 +61,8 @@ impl Config {
         duration("stats_collect_period", &runtime.stats_collect_period)?;
         duration("stats_retention_period", &runtime.stats_retention_period)?;
         duration("stream_idle_timeout", &self.plugins.cri.stream_idle_timeout)?;
+        ensure!(!duration("plugin_timeout", &self.plugins.network.plugin_timeout)?.is_zero(), "plugin_timeout: a plugin needs some time");
+        duration("retry_after", &self.plugins.network.retry_after)?;
         self.timeouts.iter().try_for_each(|(name, value)| duration(name, value).map(drop))
     }
 
