@@ -1,7 +1,9 @@
 //! The cgroup of a container: its processes and its figures, on version 1 and 2.
 use proto::prost_types::Any;
 use proto::{cgroups1, cgroups2};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Directory of a process' cgroup: version 2's, or version 1's for a controller.
 fn directory(pid: u32, controller: &str) -> Option<PathBuf> {
@@ -27,6 +29,39 @@ pub struct Cgroup {
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
     pids: Option<PathBuf>,
+    unified: bool,
+    /// OOM kills, once its init has ended.
+    closed: Arc<OnceLock<u64>>,
+}
+
+/// OOM kills below a parent, on the unified hierarchy.
+#[derive(Default)]
+struct Family {
+    /// What was there before the first child, and what children that have ended account for.
+    accounted: u64,
+    living: Vec<PathBuf>,
+}
+
+/// The parents of this server's containers.
+static FAMILIES: Mutex<BTreeMap<PathBuf, Family>> = Mutex::new(BTreeMap::new());
+
+fn oom_kills_in(dir: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(dir.join("memory.events")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+impl Family {
+    /// A child has ended. systemd removes a cgroup as soon as it is empty, maybe before we look. Its parent goes on counting what its children
+    /// counted: what nobody else accounts for is this child's.
+    fn close(&mut self, parent: &Path, dir: &Path) -> u64 {
+        self.living.retain(|d| d != dir);
+        let own = oom_kills_in(dir).unwrap_or_else(|| {
+            let others: u64 = self.living.iter().filter_map(|d| oom_kills_in(d)).sum();
+            oom_kills_in(parent).unwrap_or(0).saturating_sub(self.accounted + others)
+        });
+        self.accounted += own;
+        own
+    }
 }
 
 fn number(dir: &Option<PathBuf>, file: &str) -> u64 {
@@ -43,7 +78,25 @@ fn keyed(dir: &Option<PathBuf>, file: &str, key: &str) -> u64 {
 impl Cgroup {
     /// Of a living process.
     pub fn of(pid: u32) -> Cgroup {
-        Cgroup { memory: directory(pid, "memory"), cpu: directory(pid, "cpuacct"), pids: directory(pid, "pids") }
+        let (memory, cpu, pids) = (directory(pid, "memory"), directory(pid, "cpuacct"), directory(pid, "pids"));
+        let unified = memory.as_ref().is_some_and(|d| d.join("memory.current").exists());
+        if let (true, Some(dir)) = (unified, &memory)
+            && let Some(parent) = dir.parent()
+        {
+            let mut families = FAMILIES.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = || Family { accounted: oom_kills_in(parent).unwrap_or(0), living: vec![] };
+            families.entry(parent.to_owned()).or_insert_with(first).living.push(dir.clone());
+        }
+        Cgroup { memory, cpu, pids, unified, closed: Arc::default() }
+    }
+    /// Its init has ended: what must be known later is read now, for the cgroup may vanish at any moment.
+    pub fn close(&self) {
+        let mut families = FAMILIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = self.memory.as_ref().filter(|_| self.unified).and_then(|dir| {
+            let parent = dir.parent()?;
+            Some(families.get_mut(parent)?.close(parent, dir))
+        });
+        let _ = self.closed.set(family.unwrap_or_else(|| self.count()));
     }
     /// Its processes, those of cgroups that the container made itself included.
     pub fn processes(&self) -> Vec<u32> {
@@ -59,11 +112,14 @@ impl Cgroup {
     }
     /// OOM kills so far.
     pub fn oom_kills(&self) -> u64 {
+        self.closed.get().copied().unwrap_or_else(|| self.count())
+    }
+    fn count(&self) -> u64 {
         keyed(&self.memory, "memory.events", "oom_kill").max(keyed(&self.memory, "memory.oom_control", "oom_kill"))
     }
     /// The figures, as containerd packs them.
     pub fn metrics(&self) -> Any {
-        if self.memory.as_ref().is_some_and(|d| d.join("memory.current").exists()) {
+        if self.unified {
             let cpu = |key| keyed(&self.cpu, "cpu.stat", key);
             let cpu = cgroups2::CpuStat {
                 usage_usec: cpu("usage_usec"),
@@ -89,7 +145,7 @@ impl Cgroup {
             };
             let events = cgroups2::MemoryEvents {
                 oom: keyed(&self.memory, "memory.events", "oom"),
-                oom_kill: keyed(&self.memory, "memory.events", "oom_kill"),
+                oom_kill: self.oom_kills(),
                 max: keyed(&self.memory, "memory.events", "max"),
                 ..Default::default()
             };
@@ -123,7 +179,7 @@ impl Cgroup {
         let oom = cgroups1::MemoryOomControl {
             oom_kill_disable: control("oom_kill_disable"),
             under_oom: control("under_oom"),
-            oom_kill: control("oom_kill"),
+            oom_kill: self.oom_kills(),
         };
         let pids = cgroups1::PidsStat { current: number(&self.pids, "pids.current"), limit: number(&self.pids, "pids.max") };
         proto::any(&cgroups1::Metrics {
@@ -133,5 +189,33 @@ impl Cgroup {
             memory_oom_control: Some(oom),
             ..Default::default()
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_is_known_even_after_its_cgroup_has_gone() {
+        let parent = tempfile::tempdir().unwrap();
+        let parent = parent.path();
+        let count = |dir: &Path, n: u64| {
+            std::fs::create_dir_all(dir).unwrap();
+            std::fs::write(dir.join("memory.events"), format!("low 0\nmax 9\noom 1\noom_kill {n}\noom_group_kill 0\n")).unwrap();
+        };
+        let [a, b, c] = ["a", "b", "c"].map(|n| parent.join(n));
+        count(parent, 5);
+        let mut family = Family { accounted: 5, living: vec![a.clone(), b.clone(), c.clone()] };
+        count(&b, 1);
+        count(&c, 0);
+        // `a` had two and has gone, `b` lives and has one.
+        count(parent, 8);
+        assert_eq!(family.close(parent, &a), 2);
+        // `c` had none and has gone.
+        std::fs::remove_dir_all(&c).unwrap();
+        assert_eq!(family.close(parent, &c), 0);
+        assert_eq!(family.close(parent, &b), 1);
     }
 }

@@ -60,9 +60,15 @@ pub struct Container {
     pub deleting: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// Waits for a process' end: drains its output, then tells.
-pub async fn follow(ended: tokio::sync::oneshot::Receiver<Exit>, mut wiring: Wiring, tell: watch::Sender<Option<Exit>>) -> Option<Exit> {
+/// Waits for a process' end: `at_once` is done, its output drained, then it is told.
+pub async fn follow(
+    ended: tokio::sync::oneshot::Receiver<Exit>,
+    mut wiring: Wiring,
+    tell: watch::Sender<Option<Exit>>,
+    at_once: impl FnOnce(),
+) -> Option<Exit> {
     let exit = ended.await.ok()?;
+    at_once();
     wiring.drain().await;
     tell.send_replace(Some(exit));
     Some(exit)

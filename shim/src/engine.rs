@@ -8,6 +8,7 @@
 //! streams. On a crash of a worker: its answer is an end of file, an error for that request. Of this process: steps fail until the pod is gone; what
 //! runs goes on. Limits: requests of [`LARGEST`] bytes.
 #![allow(unsafe_code)]
+mod bus;
 mod devices;
 mod diary;
 mod guard;
@@ -15,8 +16,10 @@ mod hierarchies;
 mod kernel;
 mod launch;
 mod place;
+mod scope;
 mod stage;
 mod steps;
+mod systemd;
 
 pub use launch::delete;
 use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};

@@ -85,7 +85,12 @@ impl Service {
         tokio::spawn(async move {
             let init = exec_id.is_empty();
             let oom = container.cgroup.clone();
-            let Some(exit) = follow(ended, wiring, tell).await else { return };
+            let at_once = || {
+                if init {
+                    oom.close();
+                }
+            };
+            let Some(exit) = follow(ended, wiring, tell, at_once).await else { return };
             if init {
                 if !container.own_pids {
                     oom.processes().into_iter().for_each(|p| drop(sys::kill(p, libc::SIGKILL as u32)));

@@ -13,8 +13,10 @@ use proto::task::StatsRequest;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// SIGKILL, which may have been the kernel's.
+/// SIGKILL.
 const KILLED: u32 = 137;
+/// A shim that has just answered has the reason of an exit at hand; on a busy machine it may take its time all the same.
+const REASON: Duration = Duration::from_secs(5);
 /// Nobody knows.
 const UNKNOWN: u32 = 255;
 
@@ -80,7 +82,8 @@ impl Pod {
     }
 
     async fn waited(self: &Rc<Self>, cx: &Cx, link: &Link, c: &Rc<Container>, w: proto::task::WaitResponse) {
-        let oom = c.oom.get() || (w.exit_status == KILLED && self.saw_oom(cx, link, &c.id).await);
+        // An OOM kill of any of its processes counts, however its init ended.
+        let oom = c.oom.get() || self.saw_oom(cx, link, &c.id).await;
         c.settle(Exit { code: w.exit_status, at_ns: nanos(w.exited_at), oom, witness: "wait".into() });
         self.announce_later(cx, c);
     }
@@ -88,7 +91,11 @@ impl Pod {
     /// The init has ended, and the shim has not said so.
     async fn ended_unseen(self: &Rc<Self>, cx: &Cx, link: &Link, c: &Rc<Container>) {
         match self.ask_state(cx, link, &c.id).await {
-            Ok(s) if s.status() == proto::types::Status::Stopped => c.settle(from_state(&s, c)),
+            Ok(s) if s.status() == proto::types::Status::Stopped => {
+                let exit = from_state(&s, c);
+                let oom = exit.oom || self.saw_oom(cx, link, &c.id).await;
+                c.settle(Exit { oom, ..exit });
+            }
             answer => {
                 if answer.is_err() {
                     self.suspect.notify_one();
@@ -102,7 +109,7 @@ impl Pod {
     /// Did the container's cgroup see an OOM kill? Asked before `Delete`, while the cgroup is there.
     async fn saw_oom(&self, cx: &Cx, link: &Link, id: &str) -> bool {
         let request = StatsRequest { id: id.to_owned() };
-        let asked = rpc(cx, "Task/Stats", Duration::from_millis(500), |c| link.task.stats(c, &request)).await;
+        let asked = rpc(cx, "Task/Stats", REASON, |c| link.task.stats(c, &request)).await;
         let Ok(Some(any)) = asked.map(|a| a.stats) else { return false };
         if let Some(v2) = proto::from_any::<proto::cgroups2::Metrics>(&any) {
             return v2.memory_events.is_some_and(|m| m.oom_kill > 0);
@@ -114,8 +121,8 @@ impl Pod {
     pub fn told(&self, id: &str, exit: Exit) {
         if let Ok(c) = self.container(id) {
             c.announced.set(true);
-            if exit.code == KILLED && c.watched.get() {
-                // The kernel may have killed it: the other witness asks for the reason, and settles with it.
+            if !c.oom.get() && c.watched.get() {
+                // The kernel may have killed one of its processes: the other witness asks, and settles with the answer.
                 return;
             }
             let oom = c.oom.get();

@@ -70,6 +70,8 @@ pub async fn delete(args: &Args, id: &str, binary: &Path, bundle: &Path) -> Resu
 fn command(args: &Args, id: &str, binary: &Path, bundle: &Path) -> Command {
     let mut command = Command::new(binary);
     command.current_dir(bundle).process_group(0).kill_on_drop(true).stdin(Stdio::null());
+    // Ours alone: whoever inherits it (`runc start`, a container's hook) waits for a container to say that it is ready, or speaks for this unit.
+    command.env_remove("NOTIFY_SOCKET");
     command.args(["-namespace", NAMESPACE, "-address", &args.grpc_address, "-publish-binary"]).arg(&args.exe).args(["-id", id]);
     if args.debug {
         command.arg("-debug");

@@ -1,6 +1,6 @@
 //! Which devices a container of cgroup version 2 may use: the rules of its specification as a program in the kernel (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 //! Version 1 has files for it, which libcgroups writes.
-use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResources};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -90,12 +90,20 @@ fn answer(allow: bool) -> [Instruction; 2] {
     [instruction(SET, 0, 0, 0, i32::from(allow)), instruction(EXIT, 0, 0, 0, 0)]
 }
 
+/// Making a node is no use of it, and every runtime lets who has the capability for it make any.
+fn with_nodes(rules: &[LinuxDeviceCgroup]) -> io::Result<Vec<LinuxDeviceCgroup>> {
+    let make = |kind| LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access("m").build().map_err(io::Error::other);
+    let mut all = rules.to_vec();
+    all.extend([make(LinuxDeviceType::B)?, make(LinuxDeviceType::C)?]);
+    Ok(all)
+}
+
 /// Puts the rules in force for a cgroup of version 2.
 pub fn guard(cgroup: &Path, resources: &LinuxResources) -> io::Result<()> {
     let Some(rules) = resources.devices().as_ref().filter(|r| !r.is_empty()) else { return Ok(()) };
     let failed = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("device rules of {}: {what}: {e}", cgroup.display()));
     let dir = File::open(cgroup).map_err(|e| failed("open", e))?;
-    let program = load(&program(rules)).map_err(|e| failed("load", e))?;
+    let program = load(&program(&with_nodes(rules)?)).map_err(|e| failed("load", e))?;
     attach(&dir, &program).map_err(|e| failed("attach", e))
 }
 
@@ -210,6 +218,7 @@ mod tests {
             ("head -c1 /dev/full > /dev/null", false),
             ("head -c1 /dev/urandom > /dev/null", true),
             ("echo > /dev/urandom", false),
+            ("mknod $(mktemp -u) b 250 7", true),
         ] {
             assert_eq!(group.succeeds(command), allowed, "{command}");
         }

@@ -1,9 +1,9 @@
 //! Makes the processes of a container: places and clones them; what the new process does to itself is libcontainer's `container_init_process`.
 //!
 //! libcontainer's own way there has a process in between and moves it into the cgroup, which is most of a container's cost (see [`super::place`]).
-//! Here the worker enters what only a parent can enter for its child, and clones; the child places itself. Only two kinds need the process in between:
-//! a container in a user namespace (a worker that had entered it could not write the container's state any more), and one that systemd moves (by a pid
-//! that the child does not know). Rare specifications need libcontainer's parent and go through it as before: see [`fits`].
+//! Here the worker enters what only a parent can enter for its child, and clones; the child places itself. Only a container in a user namespace needs
+//! the process in between (a worker that had entered it could not write the container's state any more). Rare specifications need libcontainer's
+//! parent and go through it as before: see [`fits`].
 use super::place::Place;
 use super::steps::told;
 use super::{Request, kernel};
@@ -62,16 +62,16 @@ fn linux(spec: &Spec) -> io::Result<&Linux> {
     spec.linux().as_ref().ok_or_else(|| io::Error::other("the specification has no linux section"))
 }
 
-fn cgroup(request: &Request, spec: &Spec, systemd: bool) -> io::Result<CgroupConfig> {
+fn cgroup(request: &Request, spec: &Spec) -> io::Result<CgroupConfig> {
     let cgroup_path = get_cgroup_path(linux(spec)?.cgroups_path(), &request.id);
-    Ok(CgroupConfig { cgroup_path, systemd_cgroup: systemd, container_name: request.id.clone() })
+    Ok(CgroupConfig { cgroup_path, systemd_cgroup: false, container_name: request.id.clone() })
 }
 
 /// Creates a container; answers the pid of its init, which waits for the start.
 pub fn create(request: &Request, spec: Spec, streams: &[OwnedFd], executor: Box<dyn Executor>) -> io::Result<u32> {
     let dir = request.root.join(&request.id);
     std::fs::create_dir(&dir).map_err(|e| io::Error::new(e.kind(), format!("make {}: {e}", dir.display())))?;
-    let config = cgroup(request, &spec, request.systemd)?;
+    let config = cgroup(request, &spec)?;
     let made = Place::of(&config, Some(&spec)).and_then(|place| {
         let born = beginning(request, spec, &dir, streams, executor, &config).and_then(|(args, container)| first(&args, container, &place));
         born.inspect_err(|_| drop(place.remove()))
@@ -89,7 +89,7 @@ fn beginning(
     config: &CgroupConfig,
 ) -> io::Result<(ContainerArgs, Container)> {
     let mut container = Container::new(&request.id, ContainerStatus::Creating, None, &request.bundle, dir).map_err(told)?;
-    container.set_systemd(request.systemd).set_annotations(spec.annotations().clone());
+    container.set_systemd(false).set_annotations(spec.annotations().clone());
     container.save().map_err(told)?;
     YoukiConfig::from_spec(&spec, container.id()).and_then(|c| c.save(dir)).map_err(told)?;
     let listener = NotifyListener::new(&dir.join(NOTIFY_FILE)).map_err(told)?;
@@ -137,7 +137,7 @@ fn arguments(
 
 /// The init of a container, up to where it waits for the start.
 fn first(args: &ContainerArgs, mut container: Container, place: &Place) -> io::Result<u32> {
-    let (pid, mut from_init, mut to_init) = bring_up(args, place, true)?;
+    let (pid, mut from_init, mut to_init) = bring_up(args, place)?;
     container.set_pid(pid as i32);
     let rest = || {
         if let Some(hooks) = args.spec.hooks() {
@@ -180,14 +180,14 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     let process = serde_json::from_slice(&std::fs::read(process)?)?;
     spec.set_process(Some(process)).set_linux(Some(within.build().map_err(told)?));
 
-    let config = cgroup(request, &spec, container.systemd())?;
+    let config = cgroup(request, &spec)?;
     let place = Place::of(&config, None)?;
     let socket = dir.join(format!("exec-{}.sock", std::process::id()));
     let listener = NotifyListener::new(&socket).map_err(told)?;
     let mut args = arguments(request, spec, &dir, streams, executor, &config, listener)?;
     let (mut failures, told_by) = UnixStream::pair()?;
     args.container_type = ContainerType::TenantContainer { exec_notify_fd: told_by.as_raw_fd() };
-    let ready = bring_up(&args, &place, false).and_then(|(pid, mut from_init, _)| {
+    let ready = bring_up(&args, &place).and_then(|(pid, mut from_init, _)| {
         let started = from_init.wait_for_init_ready().map_err(told).and_then(|()| {
             NotifySocket::new(&socket).notify_container_start().map_err(told)?;
             drop(told_by);
@@ -218,7 +218,7 @@ pub fn delete(root: &Path, id: &str) -> io::Result<()> {
         let (made, monitored) =
             (container.intel_rdt_dir().map(PathBuf::as_path), container.intel_rdt_monitoring_dir().map(PathBuf::as_path));
         cleanup_intel_rdt(made, monitored, container.clean_up_intel_rdt_subdirectory(), container.id()).map_err(told)?;
-        let place = CgroupConfig { cgroup_path: config.cgroup_path, systemd_cgroup: container.systemd(), container_name: id.to_owned() };
+        let place = CgroupConfig { cgroup_path: config.cgroup_path, systemd_cgroup: false, container_name: id.to_owned() };
         Place::of(&place, None)?.remove()?;
         let hooks = config.hooks.as_ref().and_then(|h| h.poststop().as_ref());
         run_hooks(hooks, Some(&container.state), None, None, None).map_err(told)?;
@@ -240,7 +240,7 @@ fn join(kind: LinuxNamespaceType, of: i32) -> io::Result<(LinuxNamespace, File)>
 }
 
 /// Places and clones the process; answers its pid and the lines to it.
-fn bring_up(args: &ContainerArgs, place: &Place, fresh: bool) -> io::Result<(u32, MainReceiver, InitSender)> {
+fn bring_up(args: &ContainerArgs, place: &Place) -> io::Result<(u32, MainReceiver, InitSender)> {
     if let Some(score) = args.spec.process().as_ref().and_then(|p| p.oom_score_adj()) {
         std::fs::write("/proc/self/oom_score_adj", score.to_string())
             .map_err(|e| io::Error::new(e.kind(), format!("oom_score_adj {score}: {e}")))?;
@@ -253,8 +253,8 @@ fn bring_up(args: &ContainerArgs, place: &Place, fresh: bool) -> io::Result<(u32
     let user = spaces.get(LinuxNamespaceType::User).map_err(told)?;
     let held = place.cradle()?;
     let cradle = held.as_ref().map(AsRawFd::as_raw_fd);
-    let enter = || place.enter(fresh.then_some(&args.spec));
-    let pid = if user.is_none() && !place.by_systemd() {
+    let enter = || place.enter();
+    let pid = if user.is_none() {
         ready(args, &spaces)?;
         clone(args, cradle, false, enter, &mut to_parent, &mut from_parent)?
     } else {

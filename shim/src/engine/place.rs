@@ -2,12 +2,11 @@
 //!
 //! Moving another process (`cgroup.procs`) takes the kernel's global threadgroup lock and waits for an RCU grace period: 5 to 20 ms on an idle
 //! machine, more on a busy one, and it is most of what libcontainer's own way costs. A process of one thread that moves itself by version 1's `tasks`,
-//! or is cloned into version 2's cgroup, skips both. systemd moves the process itself, so there libcgroups does what it always does.
+//! or is cloned into version 2's cgroup, skips both. A scope of systemd's ([`super::systemd`]) is a directory of version 2 that is there already.
 use super::{devices, kernel};
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager, get_cgroup_setup,
 };
-use libcontainer::container::Container;
 use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,7 +19,7 @@ const CONTROLLERS: [&str; 12] =
 /// Longest pause between two attempts to remove a cgroup: all of them together take half a second.
 const GONE: Duration = Duration::from_millis(256);
 /// Where cgroups are mounted.
-const ROOT: &str = "/sys/fs/cgroup";
+pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// How a process gets there.
 enum Way {
@@ -28,8 +27,6 @@ enum Way {
     Tasks(Vec<PathBuf>),
     /// Version 2: the process is cloned into this directory.
     Clone(PathBuf),
-    /// systemd's: libcgroups asks it to.
-    Manager,
 }
 
 /// A container's cgroup.
@@ -53,17 +50,15 @@ impl Place {
         if below(Path::new(ROOT), &config.cgroup_path) == Path::new(ROOT) {
             return Err(io::Error::other(format!("cgroup path {:?} is the root of all", config.cgroup_path)));
         }
-        let unified = matches!(get_cgroup_setup().map_err(told)?, CgroupSetup::Unified);
-        let way = match (unified, config.systemd_cgroup && !config.cgroup_path.is_absolute()) {
-            (true, true) => Way::Manager,
-            (true, false) => {
+        let way = match unified()? {
+            true => {
                 let dir = below(Path::new(ROOT), &config.cgroup_path);
                 if fresh.is_some() {
                     make_unified(Path::new(ROOT), &dir)?;
                 }
                 Way::Clone(dir)
             }
-            (false, _) => {
+            false => {
                 let dirs: Vec<PathBuf> = hierarchies()?.into_iter().map(|root| below(&root, &config.cgroup_path)).collect();
                 for dir in dirs.iter().filter(|_| fresh.is_some()) {
                     make(dir)?;
@@ -72,7 +67,7 @@ impl Place {
             }
         };
         let place = Place { way, config: config.clone() };
-        if let (Some(resources), false) = (fresh.and_then(limits), matches!(place.way, Way::Manager)) {
+        if let Some(resources) = fresh.and_then(limits) {
             place.limit(resources)?;
         }
         Ok(place)
@@ -89,7 +84,6 @@ impl Place {
         match &self.way {
             Way::Tasks(_) => Ok(()),
             Way::Clone(dir) => devices::guard(dir, resources),
-            Way::Manager => devices::guard(&own()?, resources),
         }
     }
 
@@ -99,13 +93,8 @@ impl Place {
         File::open(dir).map(Some).map_err(|e| io::Error::new(e.kind(), format!("open cgroup {}: {e}", dir.display())))
     }
 
-    /// Does systemd move the process, which therefore must be one that it can see by its pid?
-    pub fn by_systemd(&self) -> bool {
-        matches!(self.way, Way::Manager)
-    }
-
     /// Moves this process there, unless it was cloned into it. Never the worker: who fails to make a container kills all that is in its cgroup.
-    pub fn enter(&self, fresh: Option<&Spec>) -> io::Result<()> {
+    pub fn enter(&self) -> io::Result<()> {
         match &self.way {
             Way::Clone(_) => Ok(()),
             Way::Tasks(dirs) => {
@@ -113,13 +102,6 @@ impl Place {
                     std::fs::write(&tasks, "0").map_err(|e| io::Error::new(e.kind(), format!("enter {}: {e}", tasks.display())))?;
                 }
                 Ok(())
-            }
-            Way::Manager => {
-                // libcgroups' own type of a pid, got the only way that needs no second generation of the nix crate here.
-                let mut this = Container::default();
-                let this = this.set_pid(std::process::id() as i32).pid().ok_or_else(|| io::Error::other("no process"))?;
-                self.manager()?.add_task(this).map_err(told)?;
-                fresh.and_then(limits).map_or(Ok(()), |resources| self.limit(resources))
             }
         }
     }
@@ -129,7 +111,6 @@ impl Place {
         match &self.way {
             Way::Tasks(dirs) => dirs.iter().try_for_each(|dir| clear(dir)),
             Way::Clone(dir) => clear(dir),
-            Way::Manager => self.manager()?.remove().map_err(told),
         }
     }
 }
@@ -165,6 +146,11 @@ fn tear(dir: &Path) -> io::Result<()> {
     std::fs::remove_dir(dir)
 }
 
+/// Is version 2 all there is?
+pub fn unified() -> io::Result<bool> {
+    Ok(matches!(get_cgroup_setup().map_err(told)?, CgroupSetup::Unified))
+}
+
 /// `path` below `root`, never above it.
 pub fn below(root: &Path, path: &Path) -> PathBuf {
     let mut at = root.to_owned();
@@ -176,13 +162,6 @@ pub fn below(root: &Path, path: &Path) -> PathBuf {
         }
     }
     at
-}
-
-/// This process' cgroup of version 2.
-fn own() -> io::Result<PathBuf> {
-    let text = std::fs::read_to_string("/proc/self/cgroup")?;
-    let path = text.lines().find_map(|l| l.strip_prefix("0::")).ok_or_else(|| io::Error::other("no cgroup of version 2"))?;
-    Ok(below(Path::new(ROOT), Path::new(path)))
 }
 
 /// Mount points of version 1's hierarchies; controllers that share one name it once.
@@ -228,9 +207,6 @@ fn inherit(dir: &Path, file: &str) -> io::Result<String> {
 
 /// Makes a directory of version 2, with every controller that the directories above can give.
 fn make_unified(root: &Path, dir: &Path) -> io::Result<()> {
-    if dir.exists() {
-        return Ok(());
-    }
     let mut above: Vec<&Path> = dir.ancestors().skip(1).take_while(|a| a.starts_with(root)).collect();
     above.reverse();
     for dir in above {

@@ -1,10 +1,10 @@
 //! The steps, each in a worker of the engine's process.
-use super::{Request, diary, guard, launch, stage};
+use super::{Request, diary, guard, launch, stage, systemd};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, default};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 
 /// An error with its causes.
@@ -35,12 +35,13 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
     match request.step.as_str() {
         "create" => {
             guard::normalise(&request.bundle)?;
+            let _holder = systemd::prepare(&request.bundle, request.systemd)?;
             let _held = stage::prepare(&request.bundle)?;
             let spec = launch::specification(&request.bundle)?;
             if launch::fits(&spec) {
                 return launch::create(request, spec, &streams(request, fds)?, default::get_executor());
             }
-            let container = builder(request, &mut fds)?.as_init(&request.bundle).with_systemd(request.systemd).with_detach(true);
+            let container = builder(request, &mut fds)?.as_init(&request.bundle).with_systemd(false).with_detach(true);
             let container = container.build().map_err(told)?;
             Ok(container.pid().map_or(0, |p| p.as_raw() as u32))
         }
@@ -82,13 +83,13 @@ fn load(request: &Request) -> io::Result<Container> {
 
 fn update(request: &Request) -> io::Result<()> {
     let file = request.file.as_ref().ok_or_else(|| io::Error::other("no resources"))?;
-    let mut text = String::new();
-    std::fs::File::open(file)?.read_to_string(&mut text)?;
-    let resources: libcontainer::oci_spec::runtime::LinuxResources = serde_json::from_str(&text)?;
+    let resources: serde_json::Value = serde_json::from_slice(&std::fs::read(file)?)?;
+    systemd::update(file.parent().unwrap_or(file), &resources)?;
+    let resources: libcontainer::oci_spec::runtime::LinuxResources = serde_json::from_value(resources)?;
     let config = load(request)?.spec().map_err(told)?;
     let cgroup = libcgroups::common::CgroupConfig {
         cgroup_path: config.cgroup_path.clone(),
-        systemd_cgroup: request.systemd,
+        systemd_cgroup: false,
         container_name: request.id.clone(),
     };
     let manager = libcgroups::common::create_cgroup_manager(cgroup).map_err(told)?;

@@ -24,6 +24,8 @@ impl External {
     fn command(&self, log: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
+        // With it, `runc start` waits for the container to say that it is ready. The caller may be a unit that does not know this.
+        command.env_remove("NOTIFY_SOCKET");
         if self.systemd {
             command.arg("--systemd-cgroup");
         }
