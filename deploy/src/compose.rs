@@ -46,14 +46,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let network = system.start::<troupe_network::NetworkActor>(network(config, &system, store.clone())?).await?;
     let images = Arc::new(image::View::default());
     let image_args = troupe_image::Args {
-        registry: registry::Config {
-            dirs: plugins.images.registry.config_path.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect(),
-            progress_timeout: patience(&plugins.images.image_pull_progress_timeout)?,
-            headers: plugins.images.registry.headers.iter().map(|(k, v)| (k.clone(), v.join(", "))).collect(),
-        },
+        registry: registry(&plugins.images)?,
         downloads: plugins.images.max_concurrent_downloads,
+        handlers: plugins.runtime.containerd.runtimes.keys().map(|h| (h.clone(), snapshotter(config, h))).collect(),
         snapshotter: default,
         pinned: plugins.images.pinned_images.values().cloned().collect(),
+        discard_layers: plugins.images.discard_unpacked_layers,
+        usage_period: Duration::from_secs(plugins.images.stats_collect_period),
         root: root.into(),
         view: images.clone(),
         store: store.clone(),
@@ -68,6 +67,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
         events: events.clone(),
         content,
         snapshots: snapshots.clone(),
+        discard_layers: plugins.images.discard_unpacked_layers,
         tracked: Default::default(),
     };
     system.start::<troupe_gc::GcActor>(gc).await?;
@@ -101,6 +101,38 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
 fn or_default(key: &str, text: &str, default: Duration) -> anyhow::Result<Duration> {
     let period = duration(key, text)?;
     Ok(if period.is_zero() { default } else { period })
+}
+
+/// The snapshotter of a runtime handler: what its images' table says, then its own, then the default.
+fn snapshotter(config: &Config, handler: &str) -> String {
+    let (images, runtimes) = (&config.plugins.images, &config.plugins.runtime.containerd.runtimes);
+    let platform = images.runtime_platforms.get(handler).map(|p| p.snapshotter.as_str());
+    let own = runtimes.get(handler).map(|h| h.snapshotter.as_str());
+    let named = [platform, own].into_iter().flatten().find(|s| !s.is_empty());
+    named.unwrap_or(&images.snapshotter).to_owned()
+}
+
+/// How to reach registries.
+fn registry(images: &crate::config::schema::Images) -> anyhow::Result<registry::Config> {
+    let table = &images.registry;
+    let auth = |a: &crate::config::schema::RegistryAuth| proto::cri::AuthConfig {
+        username: a.username.clone(),
+        password: a.password.clone(),
+        auth: a.auth.clone(),
+        identity_token: a.identitytoken.clone(),
+        ..Default::default()
+    };
+    Ok(registry::Config {
+        dirs: table.config_path.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect(),
+        mirrors: table.mirrors.iter().map(|(name, m)| (name.clone(), m.endpoint.clone())).collect(),
+        auths: table.credentials().into_iter().map(|(host, a)| (host, auth(a))).collect(),
+        progress_timeout: patience(&images.image_pull_progress_timeout)?,
+        headers: table.headers.iter().map(|(k, v)| (k.clone(), v.join(", "))).collect(),
+        // containerd takes anything smaller as a mistake, too.
+        piece: Some(images.concurrent_layer_fetch_buffer).filter(|b| *b >= 512).unwrap_or(0),
+        pieces: images.max_concurrent_downloads.max(1),
+        clients: Default::default(),
+    })
 }
 
 /// A time-out of zero means none; a day is none enough.
@@ -193,5 +225,8 @@ fn settings(config: &Config) -> troupe_sandbox::Settings {
         unprivileged_ports: runtime.enable_unprivileged_ports,
         unprivileged_icmp: runtime.enable_unprivileged_icmp,
         max_log_line: runtime.max_container_log_line_size,
+        ignore_image_volumes: runtime.ignore_image_defined_volumes,
+        snapshotters: runtime.containerd.runtimes.keys().map(|h| (h.clone(), snapshotter(config, h))).collect(),
+        snapshotter: config.plugins.images.snapshotter.clone(),
     }
 }

@@ -51,12 +51,14 @@ pub(crate) type Erased = Box<dyn Any + Send>;
 pub(crate) enum ErasedReply {
     Now(Result<Erased>),
     Op(LocalBoxFuture<'static, Result<Erased>>),
+    Wanted(LocalBoxFuture<'static, Result<Erased>>),
 }
 
 pub(crate) fn erase<R: Send + 'static>(reply: Reply<R>) -> ErasedReply {
     match reply {
         Reply::Now(r) => ErasedReply::Now(r.map(|v| Box::new(v) as Erased)),
         Reply::Op(f) => ErasedReply::Op(Box::pin(async move { f.await.map(|v| Box::new(v) as Erased) })),
+        Reply::Wanted(f) => ErasedReply::Wanted(Box::pin(async move { f.await.map(|v| Box::new(v) as Erased) })),
     }
 }
 
@@ -270,6 +272,14 @@ fn serve<A: Actor>(env: Env, actor: &mut A, routes: &Routes<A>, me: &Cx, entry: 
         }
         ErasedReply::Op(f) => Some(Box::pin(async move {
             let result = crate::scope::Scoped::new(scope, f).await;
+            finish(reply, result);
+        })),
+        ErasedReply::Wanted(f) => Some(Box::pin(async move {
+            let mut reply = reply;
+            let result = tokio::select! {
+                result = crate::scope::Scoped::new(scope, f) => result,
+                () = reply.closed() => Err(Fault::canceled("the caller went away")),
+            };
             finish(reply, result);
         })),
     }

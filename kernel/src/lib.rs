@@ -65,6 +65,8 @@ pub enum Reply<R> {
     Now(Result<R>),
     /// Later; the actor goes on answering others.
     Op(LocalBoxFuture<'static, Result<R>>),
+    /// The same, dropped when nobody waits for the answer any more.
+    Wanted(LocalBoxFuture<'static, Result<R>>),
 }
 
 impl<R> Reply<R> {
@@ -79,6 +81,11 @@ impl<R> Reply<R> {
     /// An operation owned by this generation.
     pub fn op(f: impl Future<Output = Result<R>> + 'static) -> Self {
         Reply::Op(Box::pin(f))
+    }
+    /// An operation that ends with its caller: when the caller has gone away (its client has, or its deadline has passed), the future is dropped, and
+    /// what it owns has to give itself back.
+    pub fn while_wanted(f: impl Future<Output = Result<R>> + 'static) -> Self {
+        Reply::Wanted(Box::pin(f))
     }
 }
 

@@ -16,7 +16,23 @@ impl Protocol for Callers {
 }
 struct Pass;
 struct Ids;
-kernel::messages! { Callers = "caller" => { Pass -> u32, Ids -> (String, u64, bool), } }
+/// Never answers; says when it was dropped.
+struct Forever(std::sync::Arc<std::sync::atomic::AtomicBool>);
+kernel::messages! { Callers = "caller" => { Pass -> u32, Ids -> (String, u64, bool), Forever -> (), } }
+struct OnDrop(std::sync::Arc<std::sync::atomic::AtomicBool>);
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+impl Handle<Forever> for Caller {
+    fn handle(&mut self, m: Forever, _: Cx) -> Reply<()> {
+        Reply::while_wanted(async move {
+            let _dropped = OnDrop(m.0);
+            std::future::pending().await
+        })
+    }
+}
 impl Actor for Caller {
     type Proto = Callers;
     type Args = ();
@@ -24,7 +40,7 @@ impl Actor for Caller {
         Ok(Caller)
     }
     fn routes() -> Routes<Self> {
-        Routes::new().on::<Pass>().on::<Ids>()
+        Routes::new().on::<Pass>().on::<Ids>().on::<Forever>()
     }
 }
 impl Handle<Pass> for Caller {
@@ -192,4 +208,23 @@ async fn metrics_show_mailboxes_operations_and_restarts() {
     ] {
         assert!(all.contains(line), "{line} is not in\n{all}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_that_only_its_caller_wants_ends_with_the_caller() {
+    let system = testing::system(&[testing::spec("one", 1), testing::spec("caller", 2)]).unwrap();
+    let caller = system.start::<Caller>(()).await.unwrap();
+    let dropped = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let op = system.root("test", None, None);
+    let (addr, cx, flag) = (caller.clone(), op.cx.clone(), dropped.clone());
+    let call = tokio::spawn(async move { addr.call(&cx, Forever(flag)).await });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    assert!(!dropped.load(Ordering::SeqCst));
+    call.abort();
+    until(|| dropped.load(Ordering::SeqCst)).await;
+    // A deadline is a caller that goes away.
+    dropped.store(false, Ordering::SeqCst);
+    let late = caller.call(&op.cx.with_timeout(std::time::Duration::from_millis(20)), Forever(dropped.clone())).await;
+    assert_eq!(late.unwrap_err().class, Class::DeadlineExceeded);
+    until(|| dropped.load(Ordering::SeqCst)).await;
 }

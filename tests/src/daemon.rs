@@ -21,6 +21,8 @@ pub struct Options {
     pub cni: String,
     /// A CNI plugin's deadline, empty = a minute.
     pub plugin_timeout: String,
+    /// A root file system of so many MiB; 0 = the machine's.
+    pub root_mib: u32,
     /// Further lines at the end of the configuration.
     pub extra: String,
 }
@@ -48,6 +50,11 @@ pub fn binaries() -> PathBuf {
 impl Daemon {
     /// Writes the configuration and starts `troupe daemon`; answers when its socket serves.
     pub async fn start(options: &Options) -> Result<Daemon> {
+        Daemon::start_with(options, |text| text).await
+    }
+
+    /// The same with a change to the text of its configuration.
+    pub async fn start_with(options: &Options, change: impl Fn(String) -> String) -> Result<Daemon> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let tag = format!("trp{}x{number}", std::process::id());
         let dir = std::env::temp_dir().join(&tag);
@@ -55,7 +62,14 @@ impl Daemon {
             std::fs::create_dir_all(dir.join(sub))?;
         }
         let mut daemon = Daemon { dir, tag, number, child: None };
+        if options.root_mib > 0 {
+            let size = format!("size={}m", options.root_mib);
+            let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(daemon.dir.join("root")).status()?;
+            anyhow::ensure!(mounted.success(), "mount a small root: this test needs root");
+        }
         daemon.write_configuration(options)?;
+        let path = daemon.dir.join("config.toml");
+        std::fs::write(&path, change(std::fs::read_to_string(&path)?))?;
         daemon.spawn().await?;
         Ok(daemon)
     }

@@ -2,7 +2,7 @@
 //! It serves images assembled here from Debian's static busybox, and can be told to misbehave.
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -29,6 +29,34 @@ pub enum Fault {
     TooMany,
     /// Headers, then nothing.
     Stall,
+    /// A redirect to itself, for ever.
+    Loop,
+}
+
+/// Who may read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Whoever shows this `user:password`.
+    Basic(String),
+    /// Whoever shows this token; the registry's own token server gives it to whoever shows this `user:password` or refresh token.
+    Bearer(String, String),
+}
+
+/// A request as it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `GET`.
+    pub method: String,
+    /// Path below `/v2/`, or of the token server.
+    pub path: String,
+    /// Query.
+    pub query: String,
+    /// `Authorization`, empty = none.
+    pub authorization: String,
+    /// `x-test`, empty = none.
+    pub extra: String,
+    /// Body of a POST.
+    pub body: String,
 }
 
 #[derive(Default)]
@@ -37,6 +65,13 @@ struct Shelf {
     tags: BTreeMap<String, String>,
     faults: Vec<Fault>,
     requests: Vec<String>,
+    seen: Vec<Seen>,
+    guard: Option<Guard>,
+    /// Blobs are elsewhere: the client is sent there.
+    elsewhere: Option<String>,
+    /// What `Retry-After` says.
+    patience_s: u64,
+    address: String,
 }
 
 /// The registry. Stops when dropped.
@@ -66,9 +101,11 @@ impl Registry {
         let app = Router::new()
             .route("/v2/", axum::routing::get(|| async { "{}" }))
             .route("/v2/{*path}", axum::routing::get(serve))
+            .route("/token", axum::routing::get(token).post(token))
             .with_state(shelf.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
+        (shelf.lock().unwrap().address, shelf.lock().unwrap().patience_s) = (address.clone(), 1);
         let server = tokio::spawn(async move {
             let _ = axum::serve(listener, app).await;
         });
@@ -83,6 +120,68 @@ impl Registry {
     /// Requests so far, `METHOD path range`.
     pub fn requests(&self) -> Vec<String> {
         self.shelf.lock().unwrap().requests.clone()
+    }
+
+    /// No more misbehaviour.
+    pub fn behave(&self) {
+        self.shelf.lock().unwrap().faults.clear();
+    }
+
+    /// Requests so far, whole.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shelf.lock().unwrap().seen.clone()
+    }
+
+    /// Only these may read from now on.
+    pub fn guard(&self, guard: Guard) {
+        self.shelf.lock().unwrap().guard = Some(guard);
+    }
+
+    /// Blobs are at this registry (`http://host:port`) from now on: clients are redirected, with a signature in the query.
+    pub fn redirect_blobs(&self, to: &Registry) {
+        to.shelf.lock().unwrap().blobs = self.shelf.lock().unwrap().blobs.clone();
+        self.shelf.lock().unwrap().elsewhere = Some(format!("http://{}", to.address));
+    }
+
+    /// What `429` answers say from now on.
+    pub fn patience(&self, seconds: u64) {
+        self.shelf.lock().unwrap().patience_s = seconds;
+    }
+
+    /// Adds a tag for an image that is there; answers its full reference.
+    pub fn tag(&self, from: &str, to: &str) -> String {
+        let mut shelf = self.shelf.lock().unwrap();
+        let key = |name: &str| name.rsplit_once(':').map(|(r, t)| format!("{r}/manifests/{t}")).unwrap();
+        let digest = shelf.tags[&key(from)].clone();
+        shelf.tags.insert(key(to), digest.clone());
+        let repository = to.rsplit_once(':').unwrap().0;
+        shelf.tags.insert(format!("{repository}/manifests/{digest}"), digest);
+        format!("{}/{to}", self.address)
+    }
+
+    /// Digest of the manifest that `repository:tag` points to.
+    pub fn digest_of(&self, name: &str) -> String {
+        let (repository, tag) = name.rsplit_once(':').unwrap();
+        self.shelf.lock().unwrap().tags[&format!("{repository}/manifests/{tag}")].clone()
+    }
+
+    /// Adds an OCI artifact of these files (title, bytes).
+    pub fn add_artifact(&self, name: &str, files: &[(&str, &[u8])]) -> String {
+        let mut shelf = self.shelf.lock().unwrap();
+        let mut layers = vec![];
+        for (title, bytes) in files {
+            let mut descriptor = shelf.put("application/octet-stream", bytes.to_vec());
+            descriptor["annotations"] = serde_json::json!({"org.opencontainers.image.title": title});
+            layers.push(descriptor);
+        }
+        let config = shelf.put("application/vnd.oci.empty.v1+json", b"{}".to_vec());
+        let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/x.files",
+            "config": config, "layers": layers});
+        let digest = shelf.put(MANIFEST, manifest.to_string().into_bytes())["digest"].as_str().unwrap().to_owned();
+        let (repository, tag) = name.rsplit_once(':').unwrap();
+        shelf.tags.insert(format!("{repository}/manifests/{tag}"), digest.clone());
+        shelf.tags.insert(format!("{repository}/manifests/{digest}"), digest);
+        format!("{}/{name}", self.address)
     }
 
     /// Adds an image of these layers (gzip); `name` as `repository:tag`. Answers the full reference.
@@ -162,11 +261,74 @@ pub fn put(layer: &mut Layer, path: &str, kind: tar::EntryType, mode: u32, data:
     layer.append_data(&mut header, path, data).unwrap();
 }
 
-async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, method: Method, headers: HeaderMap, Path(path): Path<String>) -> Response {
+/// The token server.
+async fn token(
+    State(shelf): State<Arc<Mutex<Shelf>>>,
+    method: Method,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+    body: String,
+) -> Response {
+    let mut shelf = shelf.lock().unwrap();
+    let seen = Seen { body, ..seen(&method, "token", query, &headers) };
+    shelf.seen.push(seen.clone());
+    let Some(Guard::Bearer(secret, token)) = &shelf.guard else { return StatusCode::NOT_FOUND.into_response() };
+    let refresh = seen.body.contains("grant_type=refresh_token") && seen.body.contains(&format!("refresh_token={secret}"));
+    if refresh || seen.authorization == basic(secret) {
+        return serde_json::json!({"token": token}).to_string().into_response();
+    }
+    StatusCode::UNAUTHORIZED.into_response()
+}
+
+fn basic(pair: &str) -> String {
+    // base64 by hand would be longer than the dependency it saves; the shell has it.
+    let child =
+        std::process::Command::new("base64").arg("-w0").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    child.stdin.take().unwrap().write_all(pair.as_bytes()).unwrap();
+    format!("Basic {}", String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap())
+}
+
+fn seen(method: &Method, path: &str, query: Option<String>, headers: &HeaderMap) -> Seen {
+    let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    Seen {
+        method: method.to_string(),
+        path: path.into(),
+        query: query.unwrap_or_default(),
+        authorization: header("authorization"),
+        extra: header("x-test"),
+        body: String::new(),
+    }
+}
+
+/// What a client that may not read is told.
+fn refusal(shelf: &Shelf, authorization: &str) -> Option<Response> {
+    let (wanted, challenge) = match shelf.guard.as_ref()? {
+        Guard::Basic(pair) => (basic(pair), "Basic realm=\"test\"".to_owned()),
+        Guard::Bearer(_, token) => (format!("Bearer {token}"), format!("Bearer realm=\"http://{}/token\",service=\"test\"", shelf.address)),
+    };
+    (authorization != wanted).then(|| (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
+}
+
+async fn serve(
+    State(shelf): State<Arc<Mutex<Shelf>>>,
+    method: Method,
+    headers: HeaderMap,
+    RawQuery(query): RawQuery,
+    Path(path): Path<String>,
+) -> Response {
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let (blob, kind, digest, fault) = {
+    let (blob, kind, digest, fault, patience_s) = {
         let mut shelf = shelf.lock().unwrap();
         shelf.requests.push(format!("{method} {path} {range}"));
+        let seen = seen(&method, &path, query, &headers);
+        shelf.seen.push(seen.clone());
+        if let Some(refusal) = refusal(&shelf, &seen.authorization) {
+            return refusal;
+        }
+        if let Some(to) = shelf.elsewhere.as_ref().filter(|_| path.contains("/blobs/")) {
+            return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, format!("{to}/v2/{path}?signature=secret"))]).into_response();
+        }
         let is_blob = path.contains("/blobs/");
         let digest = match (is_blob, shelf.tags.get(&path)) {
             (true, _) => path.rsplit('/').next().unwrap_or_default().to_owned(),
@@ -175,32 +337,37 @@ async fn serve(State(shelf): State<Arc<Mutex<Shelf>>>, method: Method, headers: 
         };
         let Some(blob) = shelf.blobs.get(&digest).cloned() else { return StatusCode::NOT_FOUND.into_response() };
         let fault = (is_blob && blob.len() > LARGE && method == Method::GET && !shelf.faults.is_empty()).then(|| shelf.faults.remove(0));
-        (blob, if is_blob { "application/octet-stream" } else { MANIFEST }, digest, fault)
+        (blob, if is_blob { "application/octet-stream" } else { MANIFEST }, digest, fault, shelf.patience_s)
     };
-    answer(method, blob, kind, &digest, &range, fault)
+    match fault {
+        Some(Fault::TooMany) => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, patience_s.to_string())]).into_response(),
+        Some(Fault::Loop) => (StatusCode::FOUND, [(header::LOCATION, format!("/v2/{path}"))]).into_response(),
+        _ => answer(method, blob, kind, &digest, &range, fault),
+    }
 }
 
 fn answer(method: Method, mut blob: Vec<u8>, kind: &str, digest: &str, range: &str, fault: Option<Fault>) -> Response {
     let total = blob.len();
-    let from: usize = range.strip_prefix("bytes=").and_then(|r| r.split('-').next()).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let mut ends = range.strip_prefix("bytes=").unwrap_or_default().split('-').map(|n| n.parse::<usize>().ok());
+    let (from, to) = (ends.next().flatten().unwrap_or(0), ends.next().flatten());
     if from > total {
         return StatusCode::RANGE_NOT_SATISFIABLE.into_response();
     }
+    blob.truncate(to.map_or(total, |to| to + 1));
     blob.drain(..from);
     let length = blob.len();
-    let status = if from > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    let status = if range.is_empty() { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
     let mut response = Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, kind)
         .header("Docker-Content-Digest", digest)
         .header(header::CONTENT_LENGTH, length)
         .header(header::ACCEPT_RANGES, "bytes");
-    if from > 0 {
-        response = response.header(header::CONTENT_RANGE, format!("bytes {from}-{}/{total}", total.saturating_sub(1)));
+    if !range.is_empty() {
+        response = response.header(header::CONTENT_RANGE, format!("bytes {from}-{}/{total}", (from + length).saturating_sub(1)));
     }
     let body = match (method, fault) {
         (Method::HEAD, _) => Body::empty(),
-        (_, Some(Fault::TooMany)) => return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")]).into_response(),
         (_, Some(Fault::Corrupt)) => {
             blob.iter_mut().for_each(|b| *b ^= 0x55);
             Body::from(blob)
@@ -210,7 +377,7 @@ fn answer(method: Method, mut blob: Vec<u8>, kind: &str, digest: &str, range: &s
             Body::new(Cut(Some(blob.into()), false))
         }
         (_, Some(Fault::Stall)) => Body::new(Cut(None, true)),
-        (_, None) => Body::from(blob),
+        (_, _) => Body::from(blob),
     };
     response.body(body).unwrap()
 }

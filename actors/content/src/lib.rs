@@ -5,6 +5,7 @@
 //! a blob is visible only after its bytes, its file and its directory are synced. Spans: hops; reads and deletions are blocking calls by name.
 //! Limits: [`READ_ALL`] bytes for a blob read whole.
 mod holds;
+mod sys;
 mod writer;
 
 use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, ResultExt, Routes};

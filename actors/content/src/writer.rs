@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -43,6 +44,9 @@ impl Locks {
         self.of(ingest).try_lock_owned().ok()
     }
 }
+
+/// After so many bytes the disk begins with them, so that little is left for the sync at the end.
+const EARLY: u64 = 8 << 20;
 
 /// Directory of an ingest.
 pub(crate) fn directory(args: &Args, ref_: &str) -> PathBuf {
@@ -84,7 +88,18 @@ pub(crate) fn open(args: &Args, m: &Begin, guard: OwnedMutexGuard<()>, labels: L
         offset += n as u64;
     }
     let ingest = Ingest { dir, _guard: guard };
-    Ok(Writer { blob: args.blob(&m.digest)?, ingest, file, hash, offset, digest: m.digest.clone(), size: m.size, labels, broken: false })
+    Ok(Writer {
+        blob: args.blob(&m.digest)?,
+        ingest,
+        file,
+        hash,
+        offset,
+        begun: offset,
+        digest: m.digest.clone(),
+        size: m.size,
+        labels,
+        broken: false,
+    })
 }
 
 /// Removes ingests that nobody writes or touched for `age`.
@@ -140,6 +155,8 @@ pub(crate) struct Writer {
     file: File,
     hash: Sha256,
     offset: u64,
+    /// How far the disk was told to begin.
+    begun: u64,
     digest: String,
     size: u64,
     labels: Labels,
@@ -152,11 +169,7 @@ fn sync(dir: &Path) -> Result<()> {
 }
 
 fn explain(fault: Fault) -> Fault {
-    if fault.class == Class::ResourceExhausted {
-        fault.context("free some space and try again: what has been downloaded is kept")
-    } else {
-        fault
-    }
+    if fault.class == Class::ResourceExhausted { fault.context("free some space and try again") } else { fault }
 }
 
 impl BlobWriter for Writer {
@@ -175,6 +188,10 @@ impl BlobWriter for Writer {
         }
         self.hash.update(bytes);
         self.offset += bytes.len() as u64;
+        if self.offset - self.begun >= EARLY {
+            crate::sys::begin_writing(self.file.as_fd(), self.begun, self.offset - self.begun);
+            self.begun = self.offset;
+        }
         Ok(())
     }
     fn reset(&mut self) -> Result<()> {
@@ -182,7 +199,7 @@ impl BlobWriter for Writer {
             .set_len(0)
             .and_then(|()| self.file.seek(SeekFrom::Start(0)))
             .with_context(|| format!("empty the ingest of {}", self.digest))?;
-        (self.hash, self.offset, self.broken) = (Sha256::new(), 0, false);
+        (self.hash, self.offset, self.begun, self.broken) = (Sha256::new(), 0, 0, false);
         Ok(())
     }
     fn commit(self: Box<Self>, labels: BTreeMap<String, String>) -> Result<BlobInfo> {

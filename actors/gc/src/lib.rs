@@ -19,6 +19,10 @@ use std::time::{Duration, SystemTime};
 const YOUNG: Duration = Duration::from_secs(3600);
 /// Removals come in bursts; one collection serves a burst.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Failed pulls leave things behind without telling anybody.
+const PERIOD: Duration = Duration::from_secs(600);
+/// A download that broke off can be resumed for so long.
+const RESUMABLE: Duration = Duration::from_secs(3600);
 
 /// What every generation needs.
 #[derive(Clone)]
@@ -31,6 +35,8 @@ pub struct Args {
     pub content: Addr<Content>,
     /// Snapshots.
     pub snapshots: Addr<Snapshots>,
+    /// Layers' blobs go once they are unpacked.
+    pub discard_layers: bool,
     /// What images have referred to.
     pub tracked: Tracked,
 }
@@ -93,9 +99,15 @@ async fn listen(args: &Args, running: &tokio::sync::Mutex<()>, cx: &Cx) {
         }
     };
     quietly(args, running, cx).await;
-    while let Some(delivery) = reader.next().await {
-        if let Delivery::Event(event) = &delivery
+    loop {
+        let delivery = match tokio::time::timeout(PERIOD, reader.next()).await {
+            Ok(Some(delivery)) => Some(delivery),
+            Ok(None) => return,
+            Err(_) => None,
+        };
+        if let Some(Delivery::Event(event)) = &delivery
             && event.topic == "/images/create"
+            && !args.discard_layers
         {
             // Learn what the new image refers to.
             let _ = marked(args, cx).await;
@@ -108,21 +120,27 @@ async fn listen(args: &Args, running: &tokio::sync::Mutex<()>, cx: &Cx) {
 
 /// Digests and snapshot keys that images refer to.
 async fn marked(args: &Args, cx: &Cx) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
-    let (mut blobs, mut chains) = (BTreeSet::new(), BTreeSet::new());
+    let (mut blobs, mut chains, mut spent) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (_, row) in args.store.call(cx, store::Scan { table: table::IMAGES, prefix: String::new() }).await? {
         let image: Image = store::decode(&row)?;
         blobs.extend([image.id.clone(), image.manifest.clone(), image.target.clone()]);
-        if let Ok(bytes) = args.content.call(cx, content::ReadAll { digest: image.manifest.clone() }).await {
+        let layers = if args.discard_layers { &mut spent } else { &mut blobs };
+        layers.extend(image.layers.iter().map(|(digest, _)| digest.clone()));
+        if (image.layers.is_empty() || image.artifact)
+            && let Ok(bytes) = args.content.call(cx, content::ReadAll { digest: image.manifest.clone() }).await
+        {
             let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-            let layers = manifest.get("layers").and_then(|l| l.as_array()).cloned().unwrap_or_default();
-            blobs.extend(layers.iter().filter_map(|l| l["digest"].as_str().map(str::to_owned)));
+            let listed = manifest.get("layers").and_then(|l| l.as_array()).cloned().unwrap_or_default();
+            layers.extend(listed.iter().filter_map(|l| l["digest"].as_str().map(str::to_owned)));
+            // An artifact's own configuration is not its id.
+            blobs.extend(manifest.pointer("/config/digest").and_then(|d| d.as_str()).map(str::to_owned));
         }
         if !image.chain_id.is_empty() {
             chains.insert(image.chain_id);
         }
     }
     if let Ok(mut seen) = args.tracked.0.lock() {
-        seen.0.extend(blobs.iter().cloned());
+        seen.0.extend(blobs.iter().chain(&spent).cloned());
         seen.1.extend(chains.iter().cloned());
     }
     Ok((blobs, chains))
@@ -164,6 +182,6 @@ async fn collect(args: &Args, cx: &Cx) -> Result<Collected> {
             done.bytes += blob.size;
         }
     }
-    args.content.call(cx, content::SweepIngests { older_than_s: 24 * 3600 }).await?;
+    args.content.call(cx, content::SweepIngests { older_than_s: RESUMABLE.as_secs() }).await?;
     Ok(done)
 }

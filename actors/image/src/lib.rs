@@ -1,28 +1,34 @@
-//! `image`: names to content: pull, resolve, remove.
+//! `image`: names to content: pull, resolve, unpack, remove.
 //!
-//! Owns: rows of the store's table `images` (one for each image, by config digest) and the published [`View`]. Talks to: `content`, `snapshot`,
-//! `store`, `events`, registries. States: pulls in flight, joined by reference. On a crash: pulls in flight end with their generation; what they
-//! had downloaded is resumed by the next; half-unpacked snapshots are removed on start. Spans: resolve, each registry request, each layer's fetch
-//! and unpacking. Limits: `max_concurrent_downloads` layers of a pull at once; a fetch without a byte for the progress time-out is tried again.
+//! Owns: rows of the store's table `images` (one for each image, by id) and the published [`View`]. Talks to: `content`, `snapshot`, `store`,
+//! `events`, registries. States: pulls in flight, joined by reference; a pull whose callers have all gone away ends. On a crash: pulls in flight end
+//! with their generation; what they had downloaded is resumed by the next; half-unpacked snapshots are swept ([`World::sweep`]); images whose content
+//! is not whole any more are hidden until they are pulled again. Spans: resolve, each registry request, each layer's fetch and unpacking. Limits:
+//! `max_concurrent_downloads` layers of a pull at once; a fetch without a byte for the progress time-out is tried again.
+mod artifact;
+mod catalogue;
+mod fetch;
 mod manifest;
+mod progress;
 mod pull;
 pub mod registry;
+mod unpack;
+mod usage;
 
-use arc_swap::ArcSwap;
 use futures::future::{FutureExt, LocalBoxFuture, Shared};
-use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
+use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
 use messages::content::Content;
 use messages::events::{Events, Publish};
-use messages::image::{FsInfo, Image, Images, Pull, Remove, Resolve, View};
-use messages::snapshot::{self, Snapshots};
-use messages::store::{self, Op, Store, table};
+use messages::image::{FsInfo, Image, Images, Pull, Remove, Resolve, Unpack, View};
+use messages::snapshot::Snapshots;
+use messages::store::Store;
 use proto::cri;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
     use sha2::Digest;
@@ -39,8 +45,14 @@ pub struct Args {
     pub downloads: usize,
     /// Snapshotter of images.
     pub snapshotter: String,
+    /// Snapshotters of all runtime handlers.
+    pub handlers: BTreeMap<String, String>,
     /// References that are pinned.
     pub pinned: Vec<String>,
+    /// Layers' blobs are given back once they are unpacked.
+    pub discard_layers: bool,
+    /// How old the disk usage that is told may be.
+    pub usage_period: Duration,
     /// Root directory of the daemon: its file system is the image file system.
     pub root: PathBuf,
     /// Where the list of images is published.
@@ -55,72 +67,62 @@ pub struct Args {
     pub snapshots: Addr<Snapshots>,
 }
 
+/// What the operations of one generation share.
+pub(crate) struct World {
+    pub args: Args,
+    /// The catalogue changes one step at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// Images whose content is not whole: in the store, but shown to nobody.
+    hidden: RefCell<Vec<Arc<Image>>>,
+    /// Keys of snapshots that this generation unpacks at the moment.
+    unpacking: RefCell<BTreeSet<String>>,
+    /// Something was left half unpacked.
+    left: tokio::sync::Notify,
+    /// A pull found the disk full: what was kept for resuming is given back.
+    full: std::cell::Cell<bool>,
+    usage: RefCell<Option<usage::Known>>,
+}
+
 type InFlight = Shared<LocalBoxFuture<'static, Result<Arc<Image>>>>;
+
+/// Work in flight by its key, and how many wait for it.
+type Table = Rc<RefCell<BTreeMap<String, (InFlight, usize)>>>;
 
 /// The actor.
 pub struct ImageActor {
-    shared: Rc<Args>,
-    pulls: Rc<RefCell<BTreeMap<String, InFlight>>>,
+    world: Rc<World>,
+    pulls: Table,
 }
 
 impl Actor for ImageActor {
     type Proto = Images;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
-        let rows = args.store.call(&cx, store::Scan { table: table::IMAGES, prefix: String::new() }).await?;
-        let images = rows.iter().map(|(_, row)| store::decode(row).map(Arc::new)).collect::<Result<Vec<Arc<Image>>>>()?;
-        args.view.0.store(Arc::new(images));
-        let shared = Rc::new(args);
-        let sweeper = shared.clone();
+        let world = Rc::new(World {
+            args,
+            changing: Default::default(),
+            hidden: Default::default(),
+            unpacking: Default::default(),
+            left: Default::default(),
+            full: Default::default(),
+            usage: Default::default(),
+        });
+        world.load(&cx).await?;
+        let sweeper = world.clone();
         cx.spawn("sweep unfinished unpacking", move |cx| async move {
-            if let Err(error) = pull::sweep(&sweeper, &cx).await {
-                tracing::warn!(%error, "unfinished unpacking could not be swept");
+            loop {
+                sweeper.sweep(&cx).await;
+                sweeper.left.notified().await;
             }
         });
-        Ok(ImageActor { shared, pulls: Rc::default() })
+        Ok(ImageActor { world, pulls: Rc::default() })
     }
     fn routes() -> Routes<Self> {
-        Routes::new().on::<Pull>().on::<Resolve>().on::<Remove>().on::<FsInfo>()
+        Routes::new().on::<Pull>().on::<Resolve>().on::<Unpack>().on::<Remove>().on::<FsInfo>()
     }
 }
 
-impl Args {
-    /// Records an image under a name: other images lose that name.
-    pub(crate) async fn record(&self, cx: &Cx, mut image: Image, tag: Option<String>) -> Result<Arc<Image>> {
-        let mut all: Vec<Arc<Image>> = self.view.0.load().iter().cloned().collect();
-        let mut ops = Vec::new();
-        for other in &mut all {
-            if other.id == image.id {
-                for name in &other.repo_tags {
-                    push(&mut image.repo_tags, name);
-                }
-                for name in &other.repo_digests {
-                    push(&mut image.repo_digests, name);
-                }
-            } else if let Some(tag) = &tag
-                && other.repo_tags.contains(tag)
-            {
-                let mut changed = Image::clone(other);
-                changed.repo_tags.retain(|t| t != tag);
-                ops.push(Op::put(table::IMAGES, &changed.id, &changed)?);
-                *other = Arc::new(changed);
-            }
-        }
-        if let Some(tag) = &tag {
-            push(&mut image.repo_tags, tag);
-        }
-        image.pinned = image.repo_tags.iter().any(|t| self.pinned.contains(t));
-        ops.push(Op::put(table::IMAGES, &image.id, &image)?);
-        self.store.call(cx, store::Commit { ops }).await?;
-        let image = Arc::new(image);
-        all.retain(|i| i.id != image.id);
-        all.push(image.clone());
-        self.publish(all);
-        Ok(image)
-    }
-    fn publish(&self, all: Vec<Arc<Image>>) {
-        self.view.0.store(Arc::new(all));
-    }
+impl World {
     /// Tells the bus; the collector listens there, since nothing may call it from below.
     async fn tell(&self, cx: &Cx, topic: &str, name: &str) {
         let payload = match topic {
@@ -128,85 +130,86 @@ impl Args {
             _ => proto::any(&proto::events::ImageCreate { name: name.into(), ..Default::default() }),
         };
         let event = Publish { namespace: "k8s.io".into(), topic: topic.into(), payload, at: None };
-        if let Err(error) = self.events.call(cx, event).await {
+        if let Err(error) = self.args.events.call(cx, event).await {
             tracing::warn!(%error, topic, "event lost");
         }
     }
+    /// The snapshotter of a runtime handler.
+    fn snapshotter(&self, handler: &str) -> Result<String> {
+        if handler.is_empty() {
+            return Ok(self.args.snapshotter.clone());
+        }
+        let known = self.args.handlers.get(handler).cloned();
+        known.ok_or_else(|| Fault::invalid_argument(format!("image.runtime_handler: no runtime handler {handler:?} is configured")))
+    }
 }
 
-fn push(list: &mut Vec<String>, name: &str) {
-    if !list.iter().any(|n| n == name) {
-        list.push(name.to_owned());
+/// One of those who wait for work in flight; when the last of them goes away, the work is dropped.
+struct Waiter(Table, String, InFlight);
+
+impl Waiter {
+    fn join(table: &Table, key: String, work: impl FnOnce() -> LocalBoxFuture<'static, Result<Arc<Image>>>) -> Waiter {
+        let mut all = table.borrow_mut();
+        let entry = all.entry(key.clone()).or_insert_with(|| (work().shared(), 0));
+        entry.1 += 1;
+        Waiter(table.clone(), key, entry.0.clone())
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut all = self.0.borrow_mut();
+        let Some(entry) = all.get_mut(&self.1).filter(|e| e.0.ptr_eq(&self.2)) else { return };
+        entry.1 -= 1;
+        // Whoever asks after the end asks anew: the registry may know better by then.
+        let over = if entry.1 == 0 || self.2.peek().is_some() { all.remove(&self.1) } else { None };
+        drop(all);
+        drop(over);
     }
 }
 
 impl Handle<Pull> for ImageActor {
     fn handle(&mut self, m: Pull, cx: Cx) -> Reply<Arc<Image>> {
         let auth = m.auth.as_ref().map(|a| digest(&proto::prost::Message::encode_to_vec(a))).unwrap_or_default();
-        let key = format!("{} {} {auth}", messages::image::normalize(&m.reference), m.snapshotter);
-        let (pulls, shared) = (self.pulls.clone(), self.shared.clone());
-        let present = pulls.borrow().get(&key).cloned();
-        let pull = present.unwrap_or_else(|| {
+        let key = format!("{} {} {auth}", messages::image::normalize(&m.reference), m.handler);
+        let world = self.world.clone();
+        let waiter = Waiter::join(&self.pulls, key, || {
+            // Those who join may have more time than the first.
             let cx = cx.without_deadline();
-            let fresh = async move { pull::run(shared, cx, m).await }.boxed_local().shared();
-            pulls.borrow_mut().insert(key.clone(), fresh.clone());
-            fresh
+            async move { pull::run(&world, &cx, m).await }.boxed_local()
         });
-        Reply::op(async move {
-            let result = pull.clone().await;
-            let mut pulls = pulls.borrow_mut();
-            if pulls.get(&key).is_some_and(|p| p.ptr_eq(&pull)) {
-                pulls.remove(&key);
-            }
-            result
-        })
+        Reply::while_wanted(async move { waiter.2.clone().await })
+    }
+}
+
+impl Handle<Unpack> for ImageActor {
+    fn handle(&mut self, m: Unpack, cx: Cx) -> Reply<()> {
+        let snapshotter = if m.snapshotter.is_empty() { self.world.args.snapshotter.clone() } else { m.snapshotter };
+        let world = self.world.clone();
+        let waiter = Waiter::join(&self.pulls, format!("unpack {} {snapshotter}", m.id), || {
+            let cx = cx.without_deadline();
+            async move { pull::unpack_again(&world, &cx, &m.id, snapshotter).await }.boxed_local()
+        });
+        Reply::while_wanted(async move { waiter.2.clone().await.map(drop) })
     }
 }
 
 impl Handle<Resolve> for ImageActor {
     fn handle(&mut self, m: Resolve, _: Cx) -> Reply<Option<Arc<Image>>> {
-        Reply::ok(self.shared.view.find(&m.reference))
+        Reply::from(self.world.args.view.find(&m.reference))
     }
 }
 
 impl Handle<Remove> for ImageActor {
     fn handle(&mut self, m: Remove, cx: Cx) -> Reply<()> {
-        let shared = self.shared.clone();
-        Reply::op(async move {
-            let Some(image) = shared.view.find(&m.reference) else { return Ok(()) };
-            shared.store.call(&cx, store::Commit { ops: vec![Op::delete(table::IMAGES, &image.id)] }).await?;
-            let left = shared.view.0.load().iter().filter(|i| i.id != image.id).cloned().collect();
-            shared.publish(left);
-            shared.tell(&cx, "/images/delete", &m.reference).await;
-            Ok(())
-        })
+        let world = self.world.clone();
+        Reply::op(async move { world.remove(&cx, &m.reference).await })
     }
 }
 
 impl Handle<FsInfo> for ImageActor {
     fn handle(&mut self, _: FsInfo, cx: Cx) -> Reply<cri::ImageFsInfoResponse> {
-        let shared = self.shared.clone();
-        Reply::op(async move {
-            let (mut bytes, mut inodes) = (0, 0);
-            for s in shared.snapshots.call(&cx, snapshot::List { snapshotter: shared.snapshotter.clone() }).await? {
-                let get = snapshot::GetUsage { snapshotter: s.snapshotter, key: s.key };
-                let Ok(usage) = shared.snapshots.call(&cx, get).await else { continue };
-                bytes += usage.bytes;
-                inodes += usage.inodes;
-            }
-            let mountpoint = shared.root.join(format!("io.containerd.snapshotter.v1.{}", shared.snapshotter)).display().to_string();
-            let usage = cri::FilesystemUsage {
-                timestamp: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64),
-                fs_id: Some(cri::FilesystemIdentifier { mountpoint }),
-                used_bytes: Some(cri::UInt64Value { value: bytes }),
-                inodes_used: Some(cri::UInt64Value { value: inodes }),
-            };
-            Ok(cri::ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] })
-        })
+        let world = self.world.clone();
+        Reply::op(async move { world.fs_info(&cx).await })
     }
-}
-
-/// An empty view, for tests and for the composition root.
-pub fn empty_view() -> Arc<View> {
-    Arc::new(View(ArcSwap::default()))
 }

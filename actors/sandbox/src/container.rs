@@ -1,6 +1,6 @@
 //! The life of a container within its pod.
 use crate::record::{ContainerRow, Json, Phase, PodPhase, Proto, container_name, new_id, now_ns};
-use crate::{World, pod, spec};
+use crate::{World, pod, spec, volumes};
 use kernel::{Class, Cx, Fault, Result, ResultExt};
 use messages::sandbox::{CreateContainer, ExecSync};
 use messages::store::{self, Op, table};
@@ -70,7 +70,7 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
         spec: Json::default(),
         image_id: image.id.clone(),
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
-        snapshotter: image.snapshotter.clone(),
+        snapshotter: world.snapshotter(&pod.handler),
         log_path,
         phase: Phase::Creating,
         pid: 0,
@@ -97,9 +97,10 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
         view: false,
         labels: spec::userns::labels(pod),
     };
-    let rootfs = cx.run("prepare the root file system", |cx| async move { world.args.snapshots.call(&cx, prepare).await }).await?;
-    let (id, config, pod, image, settings) =
-        (row.id.clone(), row.config.0.clone(), pod.clone(), image.clone(), world.args.settings.clone());
+    let rootfs =
+        cx.run("prepare the root file system", |cx| async move { volumes::prepare_unpacked(world, &cx, &image.id, prepare).await }).await?;
+    let config = volumes::resolve(world, cx, row, image, &rootfs).await?;
+    let (id, pod, image, settings) = (row.id.clone(), pod.clone(), image.clone(), world.args.settings.clone());
     let files = world.files(&pod.id);
     let target = spec::target::pid(world, &namespace_options(&config), &pod.id)?;
     let ipc = pod.handle.namespaces.contains_key("ipc");
@@ -352,6 +353,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
         Err(e) if !e.is_not_found() => return Err(e),
         _ => {}
     }
+    volumes::remove(world, cx, id).await?;
     let mut ops = vec![Op::delete(table::CONTAINERS, id)];
     if let Some(pod) = world.pod(&row.sandbox_id) {
         ops.push(Op::delete(table::NAMES, container_name(&row.config.0, &pod)?));

@@ -13,6 +13,7 @@ mod recover;
 pub mod spec;
 mod status;
 mod sys;
+mod volumes;
 
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
 use messages::events::Events;
@@ -49,6 +50,12 @@ pub struct Settings {
     pub unprivileged_icmp: bool,
     /// Bytes of a log line.
     pub max_log_line: i64,
+    /// No volumes for an image's VOLUMEs.
+    pub ignore_image_volumes: bool,
+    /// Snapshotters of handlers that have one of their own.
+    pub snapshotters: BTreeMap<String, String>,
+    /// Snapshotter of the others.
+    pub snapshotter: String,
 }
 
 /// What every generation needs.
@@ -127,6 +134,15 @@ impl World {
         self.tables.borrow_mut().containers.insert(row.id.clone(), row.clone());
         self.publish_container(&row.id);
         Ok(())
+    }
+    /// Where the root file systems of a handler's containers live.
+    pub fn snapshotter(&self, handler: &str) -> String {
+        let settings = &self.args.settings;
+        settings.snapshotters.get(handler).unwrap_or(&settings.snapshotter).clone()
+    }
+    pub fn snapshotter_of_pod(&self, pod: &str) -> String {
+        let tables = self.tables.borrow();
+        self.snapshotter(tables.pods.get(pod).map_or("", |p| p.handler.as_str()))
     }
     pub fn files(&self, pod: &str) -> PathBuf {
         self.args.root.join("sandboxes").join(pod)

@@ -1,6 +1,6 @@
 //! The life of a pod: made step by step, each undone if a later one fails; stopped; removed.
 use crate::record::{Json, PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
-use crate::{World, container, spec, status};
+use crate::{World, container, spec, status, volumes};
 use futures::future::Either;
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::network::{Attach, Attachment, Detach, PodNetwork, PortMapping, Prepare};
@@ -283,7 +283,12 @@ async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
         .context("stop the sandbox")?;
     let released = release_network(world, cx, &row).await;
     let shm = world.volatile(id).join("shm");
-    cx.blocking("unmount shm", IO, move || unmount(&shm)).await?;
+    let (images, other_boot) = (volumes::directory(world, id), row.boot != world.boot);
+    let unmount = move || unmount(&shm).and_then(|()| volumes::unmount(&images));
+    // A reboot has taken the mounts and their directories, not the snapshots.
+    if cx.blocking("unmount the pod's volumes", IO, unmount).await? || other_boot {
+        volumes::release(world, cx, id).await?;
+    }
     // Nothing runs in it any more, whatever a plugin says.
     if row.failed && released.is_ok() {
         row.failed = false;
@@ -334,9 +339,10 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     cx.run("remove the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::RemoveSandbox { id: id.into() }).await }).await?;
     cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into(), pod: None }).await })
         .await?;
-    let (files, volatile) = (world.files(id), world.volatile(id));
+    let (files, volatile, images) = (world.files(id), world.volatile(id), volumes::directory(world, id));
     let clean = move || {
         unmount(&volatile.join("shm"))?;
+        let volumes = volumes::unmount(&images)?;
         for dir in [&volatile, &files] {
             match std::fs::remove_dir_all(dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -345,9 +351,11 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(volumes)
     };
-    cx.blocking("remove pod files", IO, clean).await?;
+    if cx.blocking("remove pod files", IO, clean).await? {
+        volumes::release(world, cx, id).await?;
+    }
     let ops = vec![Op::delete(table::SANDBOXES, id), Op::delete(table::NAMES, pod_name(&row.config.0)?)];
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().pods.remove(id);

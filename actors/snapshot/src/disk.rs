@@ -130,7 +130,14 @@ pub fn remove(dir: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.with_context(|| format!("remove {}", dir.display()))?,
     }
-    std::fs::remove_dir_all(&trash).with_context(|| format!("remove {}", trash.display()))
+    // An unpacker of an earlier generation may still be putting files there until it notices.
+    for _ in 0..20 {
+        match std::fs::remove_dir_all(&trash) {
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => std::thread::sleep(std::time::Duration::from_millis(50)),
+            other => return other.with_context(|| format!("remove {}", trash.display())),
+        }
+    }
+    Err(Fault::unavailable(format!("{} is still being written to; it is removed at the next start", trash.display())))
 }
 
 /// Removes directories without a row, of numbers that were in use when this generation started.

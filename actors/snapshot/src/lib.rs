@@ -25,6 +25,7 @@ mod apply {
     }
 }
 mod disk;
+mod sys;
 mod unpack;
 
 use kernel::{Actor, Addr, Cx, Fault, Handle, Reply, Result, Routes};
@@ -60,6 +61,8 @@ struct Index {
     /// Keys that are being made or removed.
     busy: BTreeSet<(String, String)>,
     last: u64,
+    /// Usage of committed snapshots, by number: it never changes.
+    usage: BTreeMap<u64, Usage>,
 }
 
 struct World {
@@ -148,6 +151,8 @@ impl World {
     }
 
     async fn apply(self: &Rc<Self>, cx: &Cx, m: Apply) -> Result<Applied> {
+        // Nobody removes it under the unpacker's hands.
+        let _busy = self.busy(&m.snapshotter, &m.key)?;
         let s = self.find(&m.snapshotter, &m.key)?;
         if s.kind != Kind::Active {
             return Err(Fault::failed_precondition(format!("snapshot {:?} is not active", m.key)));
@@ -199,8 +204,26 @@ impl World {
         }
         self.commit(cx, vec![Op::delete(table::SNAPSHOTS, Self::row(&s))]).await?;
         let dir = self.dir(&s);
-        self.index.borrow_mut().all.remove(&(s.snapshotter, s.key));
+        self.forget(s);
         cx.blocking("remove a snapshot", IO, move || disk::remove(&dir)).await
+    }
+
+    fn forget(&self, s: SnapshotInfo) {
+        let mut index = self.index.borrow_mut();
+        index.usage.remove(&s.id);
+        index.all.remove(&(s.snapshotter, s.key));
+    }
+
+    async fn usage(&self, cx: &Cx, s: &SnapshotInfo) -> Result<Usage> {
+        if let Some(known) = self.index.borrow().usage.get(&s.id) {
+            return Ok(*known);
+        }
+        let dir = self.dir(s);
+        let usage = cx.blocking("measure a snapshot", IO, move || disk::usage(&dir.join("fs"))).await?;
+        if s.kind == Kind::Committed {
+            self.index.borrow_mut().usage.insert(s.id, usage);
+        }
+        Ok(usage)
     }
 
     async fn cleanup(&self, cx: &Cx) -> Result<u64> {
@@ -219,13 +242,25 @@ impl Actor for SnapshotActor {
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
         let rows = args.store.call(&cx, store::Scan { table: table::SNAPSHOTS, prefix: String::new() }).await?;
-        let mut index = Index::default();
+        let (mut index, mut gone) = (Index::default(), Vec::new());
         for name in KNOWN {
             index.last = index.last.max(disk::last_id(&disk::root(&args.root, name))?);
         }
         for (_, row) in rows {
             let s: SnapshotInfo = store::decode(&row)?;
+            if s.kind == Kind::Committed && !disk::root(&args.root, &s.snapshotter).join(s.id.to_string()).join("fs").is_dir() {
+                tracing::warn!(
+                    key = s.key,
+                    id = s.id,
+                    "the directory of a snapshot is gone, and so is the snapshot; its image is unpacked again when it is needed"
+                );
+                gone.push(Op::delete(table::SNAPSHOTS, World::row(&s)));
+                continue;
+            }
             index.all.insert((s.snapshotter.clone(), s.key.clone()), s);
+        }
+        if !gone.is_empty() {
+            args.store.call(&cx, store::Commit { ops: gone }).await?;
         }
         let world = Rc::new(World { args, index: RefCell::new(index) });
         let sweeper = world.clone();
@@ -275,10 +310,7 @@ operations! {
         let index = world.index.borrow();
         Ok(index.all.values().filter(|s| m.snapshotter.is_empty() || s.snapshotter == m.snapshotter).cloned().collect())
     };
-    GetUsage(world, m, cx) -> Usage = {
-        let dir = world.dir(&world.find(&m.snapshotter, &m.key)?);
-        cx.blocking("measure a snapshot", IO, move || disk::usage(&dir.join("fs"))).await
-    };
+    GetUsage(world, m, cx) -> Usage = world.usage(&cx, &world.find(&m.snapshotter, &m.key)?).await;
 }
 
 /// Where a snapshotter keeps its snapshots.

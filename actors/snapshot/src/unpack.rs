@@ -7,22 +7,31 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timesp
 use rustix::fs::{chownat, fsetxattr, linkat, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 /// Directories whose descriptors are kept: neighbours in a tar share theirs.
 const OPEN: usize = 64;
+/// What one write takes to a file.
+const BUFFER: usize = 256 << 10;
+/// The disk begins with a file of this size at once, so that little is left for the sync at the end; for smaller ones a call each costs more than it
+/// brings.
+const EARLY: u64 = 128 << 10;
 
 /// Unpacks one layer. `implied` collects directories that the layer needs but does not describe.
 pub struct Unpacker {
     root: OwnedFd,
     plain: bool,
-    open: BTreeMap<PathBuf, OwnedFd>,
+    open: BTreeMap<PathBuf, Rc<OwnedFd>>,
     times: Vec<(PathBuf, u64)>,
+    buffer: Vec<u8>,
+    /// Mode bits that the process takes away from what it creates.
+    umask: u32,
     /// Directories that were made without a description.
     pub implied: Vec<PathBuf>,
 }
@@ -50,7 +59,7 @@ impl Unpacker {
         let root = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(io)
             .with_context(|| root.display().to_string())?;
-        Ok(Unpacker { root, plain, open: BTreeMap::new(), times: vec![], implied: vec![] })
+        Ok(Unpacker { root, plain, open: BTreeMap::new(), times: vec![], buffer: vec![0; BUFFER], umask: umask(), implied: vec![] })
     }
 
     fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -59,16 +68,16 @@ impl Unpacker {
     }
 
     /// Opens a directory, making what is missing.
-    fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
+    fn directory(&mut self, path: &Path) -> Result<Rc<OwnedFd>> {
         if let Some(fd) = self.open.get(path) {
-            return fd.try_clone().map_err(Fault::from);
+            return Ok(fd.clone());
         }
         let fd = match self.resolve(path, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::NOENT) => {
                 let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
                 let name = path.file_name().unwrap_or_default();
-                mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(io).with_context(|| format!("make {path:?}"))?;
+                mkdirat(&*parent, name, Mode::from_raw_mode(0o755)).map_err(io).with_context(|| format!("make {path:?}"))?;
                 self.implied.push(path.to_owned());
                 self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).map_err(io)?
             }
@@ -77,7 +86,8 @@ impl Unpacker {
         if self.open.len() >= OPEN {
             self.open.clear();
         }
-        self.open.insert(path.to_owned(), fd.try_clone()?);
+        let fd = Rc::new(fd);
+        self.open.insert(path.to_owned(), fd.clone());
         Ok(fd)
     }
 
@@ -113,8 +123,46 @@ impl Unpacker {
         for (path, mtime) in std::mem::take(&mut self.times) {
             if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
                 let dir = self.directory(parent)?;
-                let _ = utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
+                let _ = utimensat(&*dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW);
             }
+        }
+        Ok(())
+    }
+
+    /// A regular file, in as few system calls as it takes: most of an image is small files.
+    fn file<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, dir: &OwnedFd, name: &OsStr, path: &Path, mode: u32) -> Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let header = entry.header();
+        let (uid, gid, mtime) = (number(header.uid()) as u32, number(header.gid()) as u32, header.mtime().unwrap_or(0));
+        // Nobody else can open it meanwhile: the directories above a snapshot are root's.
+        let create = || openat(dir, name, flags, Mode::from_raw_mode(mode & 0o777));
+        let mut file = std::fs::File::from(match create() {
+            Err(rustix::io::Errno::EXIST) => {
+                self.clear(dir, name, path, false)?;
+                create().map_err(io)?
+            }
+            other => other.map_err(io)?,
+        });
+        let mut size = 0;
+        loop {
+            let n = entry.read(&mut self.buffer)?;
+            if n == 0 {
+                break;
+            }
+            file.write_all(&self.buffer[..n])?;
+            size += n as u64;
+        }
+        if (uid, gid) != (0, 0) {
+            rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(io)?;
+        }
+        // After chown, which clears set-id bits.
+        if mode & (self.umask | 0o7000) != 0 {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(io)?;
+        }
+        self.attributes(entry, dir, name, tar::EntryType::Regular)?;
+        rustix::fs::futimens(&file, &times(mtime)).map_err(io)?;
+        if size >= EARLY {
+            crate::sys::begin_writing(file.as_fd());
         }
         Ok(())
     }
@@ -145,34 +193,33 @@ impl Unpacker {
             // `.wh..wh.` is AUFS' own bookkeeping.
             return if hidden.starts_with(WHITEOUT) || hidden.is_empty() { Ok(()) } else { self.whiteout(&dir, hidden, parent) };
         }
-        let merged = self.clear(&dir, name, path, kind == T::Directory)?;
+        if matches!(kind, T::Regular | T::Continuous | T::GNUSparse) {
+            return self.file(entry, &dir, name, path, mode);
+        }
+        let dir = &*dir;
+        let merged = self.clear(dir, name, path, kind == T::Directory)?;
         let node = |kind: FileType| -> Result<()> {
             let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
-            mknodat(&dir, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor)).map_err(io)
+            mknodat(dir, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor)).map_err(io)
         };
         match kind {
             T::Directory => {
                 if !merged {
-                    mkdirat(&dir, name, Mode::from_raw_mode(mode)).map_err(io)?;
+                    mkdirat(dir, name, Mode::from_raw_mode(mode)).map_err(io)?;
                 }
                 self.implied.retain(|p| p != path);
                 self.times.push((path.to_owned(), mtime));
             }
-            T::Regular | T::Continuous | T::GNUSparse => {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let mut file = std::fs::File::from(openat(&dir, name, flags, Mode::from_raw_mode(0o600)).map_err(io)?);
-                std::io::copy(entry, &mut file)?;
-            }
             T::Symlink => {
                 let target = entry.link_name_bytes().ok_or_else(|| Fault::invalid_argument("a symbolic link without a target"))?;
-                symlinkat(OsStr::from_bytes(&target), &dir, name).map_err(io)?;
+                symlinkat(OsStr::from_bytes(&target), dir, name).map_err(io)?;
             }
             T::Link => {
                 let target = entry.link_name()?.ok_or_else(|| Fault::invalid_argument("a hard link without a target"))?;
                 let target = clean(&target)?;
                 let from = self.directory(target.parent().unwrap_or(Path::new("")))?;
                 let name_of_target = target.file_name().ok_or_else(|| Fault::invalid_argument("a hard link to the root"))?;
-                linkat(&from, name_of_target, &dir, name, AtFlags::empty())
+                linkat(&*from, name_of_target, dir, name, AtFlags::empty())
                     .map_err(io)
                     .with_context(|| format!("hard link to {target:?}"))?;
                 return Ok(());
@@ -182,14 +229,14 @@ impl Unpacker {
             T::Fifo => node(FileType::Fifo)?,
             other => return Err(Fault::unimplemented(format!("entry type {other:?}"))),
         }
-        chownat(&dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
         if kind != T::Symlink {
             // After chown, which clears set-id bits.
-            rustix::fs::chmodat(&dir, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(io)?;
+            rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(io)?;
         }
-        self.attributes(entry, &dir, name, kind)?;
+        self.attributes(entry, dir, name, kind)?;
         if kind != T::Directory {
-            utimensat(&dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+            utimensat(dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
         }
         Ok(())
     }
@@ -242,6 +289,13 @@ fn number(field: std::io::Result<u64>) -> u64 {
 fn times(mtime: u64) -> Timestamps {
     let t = Timespec { tv_sec: mtime as i64, tv_nsec: 0 };
     Timestamps { last_access: t, last_modification: t }
+}
+
+/// The process' umask; what cannot be read counts as everything.
+fn umask() -> u32 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("Umask:"));
+    line.and_then(|l| u32::from_str_radix(l.trim(), 8).ok()).unwrap_or(0o777)
 }
 
 fn names(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<std::ffi::OsString>> {

@@ -117,6 +117,25 @@ mod tests {
     }
 
     #[test]
+    fn inline_registries_are_read_and_kept_apart_from_certs_d() {
+        let images = "version = 4\n[plugins.\"io.containerd.cri.v1.images\".registry";
+        let text = format!(
+            "{images}.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]\n{}.configs.\"m\".auth]\nusername = \"u\"\n{}.auths.\"https://r:1/v1\"]\nidentitytoken = \"t\"\n",
+            images.trim_start_matches("version = 4\n"),
+            images.trim_start_matches("version = 4\n"),
+        );
+        let loaded = load_text(&text).unwrap();
+        let registry = &loaded.config.plugins.images.registry;
+        assert_eq!(registry.mirrors["docker.io"].endpoint, ["https://m"]);
+        let credentials = registry.credentials();
+        assert_eq!((credentials["m"].username.as_str(), credentials["r:1"].identitytoken.as_str()), ("u", "t"));
+        assert_eq!(loaded.warnings.iter().filter(|w| w.contains("deprecated")).count(), 3, "{:?}", loaded.warnings);
+        let both = format!("{images}]\nconfig_path = \"/etc/mine\"\n[plugins.\"io.containerd.cri.v1.images\".registry.mirrors.x]\n");
+        let refused = load_text(&both).err().unwrap().to_string();
+        assert!(refused.contains("config_path") && refused.contains("/etc/mine"), "{refused}");
+    }
+
+    #[test]
     fn a_default_runtime_that_does_not_exist_is_refused() {
         let text = "version = 4\n[plugins.\"io.containerd.cri.v1.runtime\".containerd]\ndefault_runtime_name = \"kata\"\n";
         let refused = load_text(text).err().unwrap().to_string();

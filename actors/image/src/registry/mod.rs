@@ -1,240 +1,180 @@
 //! The registry client: hosts in order, authorisation, retries, resumed downloads. Every attempt is a step in the trace, and every failure says
 //! which hosts were tried and what each answered.
 pub mod auth;
+pub mod client;
+mod download;
 pub mod hosts;
+mod request;
+mod tee;
+
+pub use tee::{Tee, tee};
 
 use auth::Credentials;
-use futures::StreamExt;
 use hosts::Host;
-use kernel::{Class, Cx, Fault, Result, ResultExt};
-use messages::content::BlobWriter;
+use kernel::{Class, Cx, Fault, Result};
 use parking_lot::Mutex;
-use reqwest::{Response, StatusCode};
-use std::collections::BTreeMap;
+use proto::cri::AuthConfig;
+use reqwest::Method;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
-/// Attempts for one document or blob on one host.
+/// Attempts for one document or blob on one host without any progress between them.
 const ATTEMPTS: u32 = 5;
 /// Manifests: what is accepted.
 pub const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
+/// Bytes of a manifest at most; containerd's limit is 4 MiB.
+const MANIFEST_BYTES: usize = 8 << 20;
+/// A `Retry-After` is honoured up to here: beyond it the client had better be told.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How to reach registries.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Directories of `hosts.toml` files.
     pub dirs: Vec<PathBuf>,
+    /// The configuration's own mirrors by registry, instead of `dirs`.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// The configuration's own credentials by registry, for requests that bring none.
+    pub auths: BTreeMap<String, AuthConfig>,
     /// Time without a byte after which an attempt is given up.
     pub progress_timeout: Duration,
     /// Headers of every request.
     pub headers: BTreeMap<String, String>,
+    /// Bytes of the pieces in which a large layer is fetched side by side; 0 = in one piece.
+    pub piece: u64,
+    /// Pieces of one layer at once.
+    pub pieces: usize,
+    /// Clients.
+    pub clients: client::Clients,
+}
+
+/// One host with what is needed to ask it.
+struct Way {
+    host: Host,
+    client: reqwest::Client,
+    credentials: Credentials,
+}
+
+/// Where a blob's bytes came from.
+#[derive(Default)]
+struct Origins {
+    /// Hosts that gave bytes of the blob.
+    gave: BTreeMap<String, BTreeSet<usize>>,
+    /// Hosts whose bytes were others than the digest says.
+    wrong: BTreeMap<String, BTreeSet<usize>>,
 }
 
 /// A client for one repository.
 pub struct Repository {
-    hosts: Vec<(Host, reqwest::Client)>,
+    ways: Vec<Way>,
     registry: String,
     name: String,
-    credentials: Credentials,
     tokens: Mutex<BTreeMap<String, String>>,
+    origins: Mutex<Origins>,
     config: Config,
 }
 
-/// A chunk of a blob for whoever unpacks it while it comes in.
-pub type Tee = std::sync::mpsc::SyncSender<bytes::Bytes>;
+/// Something that went wrong with one attempt, and what may help.
+pub(crate) struct Attempt {
+    fault: Fault,
+    /// Another attempt at this host may help, after so long if the host said so.
+    again: Option<Option<Duration>>,
+    /// The attempt brought the download forward.
+    progress: bool,
+}
 
-/// Something that went wrong with one attempt, and whether another may help.
-struct Attempt(Fault, bool, Option<Duration>);
+impl Attempt {
+    fn last(fault: Fault) -> Attempt {
+        Attempt { fault, again: None, progress: false }
+    }
+    fn retry(fault: Fault) -> Attempt {
+        Attempt { fault, again: Some(None), progress: false }
+    }
+}
 
 impl Repository {
     /// `registry` and `name` of a normalised reference.
-    pub fn new(config: &Config, registry: &str, name: &str, credentials: Credentials) -> Result<Repository> {
-        let hosts = hosts::hosts(&config.dirs, registry)?;
-        let hosts = hosts.into_iter().map(|h| client(&h).map(|c| (h, c))).collect::<Result<_>>()?;
-        Ok(Repository {
-            hosts,
-            registry: registry.into(),
-            name: name.into(),
-            credentials,
-            tokens: Mutex::default(),
-            config: config.clone(),
-        })
+    pub async fn new(cx: &Cx, config: &Config, registry: &str, name: &str, credentials: Credentials) -> Result<Repository> {
+        let (config, registry, name) = (config.clone(), registry.to_owned(), name.to_owned());
+        let find = move || {
+            let hosts =
+                if config.mirrors.is_empty() { hosts::hosts(&config.dirs, &registry)? } else { hosts::inline(&config.mirrors, &registry)? };
+            let way = |host: Host| -> Result<Way> {
+                // The configuration's own credentials are for the host that they name, and for no mirror of it.
+                let of_registry = config.auths.get(&registry).filter(|_| !host.mirror);
+                let own = config.auths.get(host.authority()).or(of_registry);
+                let credentials = if credentials.anonymous() { Credentials::new(own)? } else { credentials.for_host(host.authority()) };
+                Ok(Way { client: config.clients.of(&host.tls, host.dial)?, credentials, host })
+            };
+            let ways = hosts.into_iter().map(way).collect::<Result<_>>()?;
+            Ok(Repository { ways, registry, name, tokens: Mutex::default(), origins: Mutex::default(), config })
+        };
+        cx.blocking("read the hosts of a registry", Duration::from_secs(30), find).await
     }
 
-    /// A manifest by tag or digest: bytes, media type, and the digest computed from the bytes.
-    pub async fn manifest(&self, cx: &Cx, reference: &str) -> Result<(Vec<u8>, String, String)> {
+    /// Digest of a manifest by tag or digest, if the registry tells it without the manifest.
+    pub async fn digest(&self, cx: &Cx, reference: &str) -> Result<Option<String>> {
         let by_digest = reference.starts_with("sha256:");
         let path = format!("{}/manifests/{reference}", self.name);
-        let result = self.each_host(
+        let told = self.each_way(
             cx,
-            |h| if by_digest { h.pull } else { h.resolve },
+            |w, _| if by_digest { w.host.pull } else { w.host.resolve },
             &path,
-            async |host, client, cx| {
-                let response = self.request(&cx, host, client, &path, MANIFESTS, 0).await?;
-                let kind = response
-                    .headers()
-                    .get("content-type")
-                    .and_then(|v| v.to_str().ok())
-                    .unwrap_or_default()
-                    .split(';')
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned();
-                let body = response.bytes().await.map_err(|e| Attempt(Fault::unavailable(text(&e)), true, None))?;
-                if body.len() > 8 << 20 {
-                    return Err(Attempt(Fault::out_of_range("the manifest is larger than 8 MiB"), false, None));
+            async |way, _, cx| {
+                match self.request(&cx, way, Method::HEAD, &path, MANIFESTS, None).await {
+                    Ok(response) => Ok(header(&response, "docker-content-digest")),
+                    // Some registries know no HEAD.
+                    Err(e) if e.fault.class == Class::Unimplemented => Ok(None),
+                    Err(e) => Err(e),
                 }
+            },
+        );
+        told.await
+    }
+
+    /// A manifest by tag or digest: bytes, and the digest computed from them.
+    pub async fn manifest(&self, cx: &Cx, reference: &str) -> Result<(Vec<u8>, String)> {
+        let by_digest = reference.starts_with("sha256:");
+        let path = format!("{}/manifests/{reference}", self.name);
+        let result = self.each_way(
+            cx,
+            |w, _| if by_digest { w.host.pull } else { w.host.resolve },
+            &path,
+            async |way, _, cx| {
+                let response = self.request(&cx, way, Method::GET, &path, MANIFESTS, None).await?;
+                let body = self.small(response).await?;
                 let digest = crate::digest(&body);
                 if by_digest && digest != reference {
-                    return Err(Attempt(Fault::data_loss(format!("the manifest has digest {digest}, wanted {reference}")), false, None));
+                    return Err(Attempt::last(Fault::data_loss(format!("the manifest has digest {digest}, wanted {reference}"))));
                 }
-                Ok((body.to_vec(), kind, digest))
+                Ok((body, digest))
             },
         );
         result.await
     }
 
-    /// Downloads a blob into `writer` from where it stands, and into `tee` from `tee_from` on. Answers the writer, complete.
-    pub async fn blob(
-        &self,
-        cx: &Cx,
-        digest: &str,
-        size: u64,
-        writer: Box<dyn BlobWriter>,
-        tee: Option<Tee>,
-        progress: impl Fn(u64),
-    ) -> Result<Box<dyn BlobWriter>> {
-        let path = format!("{}/blobs/{digest}", self.name);
-        let slot = Mutex::new(Some((writer, tee)));
-        self.each_host(
-            cx,
-            |h| h.pull,
-            &path,
-            async |host, client, cx| {
-                let Some((mut writer, tee)) = slot.lock().take() else {
-                    return Err(Attempt(Fault::internal("the ingest was lost with an abandoned write"), false, None));
-                };
-                if size > 0
-                    && writer.offset() > size
-                    && let Err(e) = writer.reset()
-                {
-                    return Err(Attempt(e, false, None));
-                }
-                if size > 0 && writer.offset() == size {
-                    *slot.lock() = Some((writer, tee));
-                    return Ok(());
-                }
-                let response = match self.request(&cx, host, client, &path, "*/*", writer.offset()).await {
-                    Ok(r) => r,
-                    Err(e) => {
-                        *slot.lock() = Some((writer, tee));
-                        return Err(e);
-                    }
-                };
-                let resumed = response.status() == StatusCode::PARTIAL_CONTENT;
-                let (result, writer, tee) = self.pour(&cx, response, resumed, writer, tee, &progress).await;
-                let short = writer.as_ref().is_some_and(|w| size > 0 && w.offset() < size);
-                if let Some(writer) = writer {
-                    *slot.lock() = Some((writer, tee));
-                }
-                result?;
-                if short { Err(Attempt(Fault::unavailable("the connection ended early"), true, None)) } else { Ok(()) }
-            },
-        )
-        .await?;
-        slot.into_inner().map(|(w, _)| w).ok_or_else(|| Fault::internal("the ingest was lost"))
-    }
-
-    /// Body to writer and tee. A blocking thread writes, hashes and feeds the unpacker, while this task goes on reading from the network.
-    async fn pour(
-        &self,
-        cx: &Cx,
-        response: Response,
-        resumed: bool,
-        mut writer: Box<dyn BlobWriter>,
-        tee: Option<Tee>,
-        progress: &impl Fn(u64),
-    ) -> (Result<(), Attempt>, Option<Box<dyn BlobWriter>>, Option<Tee>) {
-        if !resumed && writer.offset() > 0 {
-            if tee.is_some() {
-                // What was unpacked already cannot be taken back.
-                return (Err(Attempt(Fault::unavailable("the host does not resume downloads"), false, None)), Some(writer), tee);
-            }
-            if let Err(e) = writer.reset() {
-                return (Err(Attempt(e, false, None)), Some(writer), tee);
-            }
-        }
-        let (sender, mut chunks) = mpsc::channel::<bytes::Bytes>(32);
-        let (done, finished) = tokio::sync::oneshot::channel();
-        let written = cx.blocking("write layer", Duration::from_secs(24 * 3600), move || {
-            let (mut writer, mut tee) = (writer, tee);
-            let mut result = Ok(());
-            while let Some(chunk) = chunks.blocking_recv() {
-                if let Err(e) = writer.write(&chunk) {
-                    result = Err(e);
-                    break;
-                }
-                // An unpacker that gave up does not end the download: its own error is told.
-                if let Some(to) = &tee
-                    && to.send(chunk).is_err()
-                {
-                    tee = None;
-                }
-            }
-            let _ = done.send((result, writer, tee));
-            Ok(())
-        });
-        let limit = self.config.progress_timeout;
-        // The sender moves in and is dropped with it: that is how the writer learns of the end.
-        let read = async move {
-            let mut body = response.bytes_stream();
-            let mut total = 0u64;
-            loop {
-                match tokio::time::timeout(limit, body.next()).await {
-                    Ok(Some(Ok(chunk))) => {
-                        total += chunk.len() as u64;
-                        progress(total);
-                        if sender.send(chunk).await.is_err() {
-                            break Ok(());
-                        }
-                    }
-                    Ok(Some(Err(e))) => break Err(Attempt(Fault::unavailable(text(&e)), true, None)),
-                    Ok(None) => break Ok(()),
-                    Err(_) => {
-                        break Err(Attempt(Fault::deadline_exceeded(format!("no byte for {limit:?}")), true, None));
-                    }
-                }
-            }
-        };
-        let (written, read) = tokio::join!(written, read);
-        match finished.await {
-            Ok((Ok(()), writer, tee)) => (read, Some(writer), tee),
-            Ok((Err(e), writer, tee)) => (Err(Attempt(e, false, None)), Some(writer), tee),
-            Err(_) => (Err(Attempt(written.err().unwrap_or_else(|| Fault::internal("the writer ended")), false, None)), None, None),
-        }
-    }
-
     /// Tries each host that may, several times each; a failure tells the whole story.
-    async fn each_host<T>(
+    async fn each_way<T>(
         &self,
         cx: &Cx,
-        may: impl Fn(&Host) -> bool,
+        may: impl Fn(&Way, usize) -> bool,
         path: &str,
-        act: impl AsyncFn(&Host, &reqwest::Client, Cx) -> Result<T, Attempt>,
+        act: impl AsyncFn(&Way, usize, Cx) -> Result<T, Attempt>,
     ) -> Result<T> {
         let (mut story, mut class) = (Vec::new(), Class::NotFound);
-        for (host, client) in self.hosts.iter().filter(|(h, _)| may(h)) {
-            for attempt in 1..=ATTEMPTS {
-                let mut again = None;
+        for (number, way) in self.ways.iter().enumerate().filter(|(n, w)| may(w, *n)) {
+            let mut attempt = 1;
+            loop {
+                let mut trouble = (None, false);
                 let result = cx
-                    .run(format!("registry GET {path}"), async |cx: Cx| {
-                        cx.attr("server.address", &host.base);
+                    .run(format!("registry {path}"), async |cx: Cx| {
+                        cx.attr("server.address", redact(&way.host.base));
                         cx.attr("attempt", attempt);
-                        act(host, client, cx.clone()).await.map_err(|Attempt(fault, retry, wait)| {
-                            again = retry.then(|| wait.unwrap_or(Duration::from_millis(100 << attempt.min(6))));
-                            fault
+                        act(way, number, cx.clone()).await.map_err(|a| {
+                            trouble = (a.again, a.progress);
+                            a.fault
                         })
                     })
                     .await;
@@ -242,81 +182,72 @@ impl Repository {
                     Ok(value) => return Ok(value),
                     Err(fault) => fault,
                 };
-                story.push(format!("{} (attempt {attempt}): {fault}", host.base));
                 if class == Class::NotFound {
                     class = fault.class;
                 }
-                match again {
-                    Some(wait) if attempt < ATTEMPTS && cx.remaining().is_none_or(|r| r > wait) => tokio::time::sleep(wait).await,
-                    _ => break,
+                // What fails often but gets on is not given up, and its story need not be told piece by piece.
+                if trouble.1 && trouble.0.is_some() {
+                    attempt = 1;
+                } else {
+                    story.push(format!("{} (attempt {attempt}): {fault}", redact(&way.host.base)));
                 }
+                let Some(wait) = trouble.0.filter(|_| attempt < ATTEMPTS) else { break };
+                let wait = wait.unwrap_or(Duration::from_millis(100 << attempt));
+                if cx.remaining().is_some_and(|r| r <= wait) {
+                    break;
+                }
+                tokio::time::sleep(wait).await;
+                attempt += 1;
             }
         }
         if story.is_empty() {
-            story.push("no host is configured for this".into());
+            story.push("no host is configured that may serve this".into());
         }
         Err(Fault::new(class, format!("{}/{path}: {}", self.registry, story.join("; "))))
     }
 
-    async fn request(
-        &self,
-        cx: &Cx,
-        host: &Host,
-        client: &reqwest::Client,
-        path: &str,
-        accept: &str,
-        from: u64,
-    ) -> Result<Response, Attempt> {
-        let mirror = if host.mirror { format!("?ns={}", self.registry) } else { String::new() };
-        let url = format!("{}/{path}{mirror}", host.base);
-        for challenged in [false, true] {
-            let mut request = client.get(&url).header("Accept", accept).header("traceparent", cx.traceparent());
-            for (name, value) in self.config.headers.iter().chain(&host.headers) {
-                request = request.header(name, value);
-            }
-            if from > 0 {
-                request = request.header("Range", format!("bytes={from}-"));
-            }
-            let token = self.tokens.lock().get(&host.base).cloned().or_else(|| self.credentials.ready());
-            if let Some(token) = token {
-                request = request.header("Authorization", token);
-            }
-            let sent = tokio::time::timeout(self.config.progress_timeout.min(Duration::from_secs(30)), request.send()).await;
-            let response = match sent {
-                Ok(Ok(response)) => response,
-                Ok(Err(e)) => return Err(Attempt(Fault::unavailable(text(&e)), !e.is_connect(), None)),
-                Err(_) => return Err(Attempt(Fault::deadline_exceeded("no answer"), true, None)),
-            };
-            let status = response.status();
-            cx.attr("http.response.status_code", status.as_u16());
-            let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-            return match status {
-                s if s.is_success() => Ok(response),
-                StatusCode::UNAUTHORIZED if !challenged => {
-                    let challenge = header("www-authenticate").unwrap_or_default();
-                    let token = auth::answer(client, &challenge, &self.name, &self.credentials).await;
-                    let token = token.map_err(|e| Attempt(e, false, None))?;
-                    self.tokens.lock().insert(host.base.clone(), token);
-                    continue;
-                }
-                StatusCode::UNAUTHORIZED => Err(Attempt(Fault::unauthenticated("the registry refuses these credentials"), false, None)),
-                StatusCode::FORBIDDEN => Err(Attempt(Fault::permission_denied("forbidden"), false, None)),
-                StatusCode::NOT_FOUND => Err(Attempt(Fault::not_found("not found"), false, None)),
-                s => {
-                    let wait = header("retry-after").and_then(|v| v.parse().ok()).map(|s: u64| Duration::from_secs(s.min(30)));
-                    let retry = s.is_server_error() || s == StatusCode::TOO_MANY_REQUESTS || s == StatusCode::REQUEST_TIMEOUT;
-                    let class = if s == StatusCode::TOO_MANY_REQUESTS { Class::ResourceExhausted } else { Class::Unavailable };
-                    Err(Attempt(Fault::new(class, s.to_string()), retry, wait))
-                }
-            };
-        }
-        Err(Attempt(Fault::unauthenticated("the registry asks again and again"), false, None))
+    /// The bytes of this blob were not what its digest says: whoever gave them is not asked for it again. Answers whether anybody else is left.
+    pub fn distrust(&self, digest: &str) -> bool {
+        let mut origins = self.origins.lock();
+        let gave = origins.gave.remove(digest).unwrap_or_default();
+        origins.wrong.entry(digest.to_owned()).or_default().extend(gave);
+        drop(origins);
+        self.trusted(digest)
+    }
+    /// How many hosts have had wrong bytes for this blob.
+    pub fn distrusted(&self, digest: &str) -> usize {
+        self.origins.lock().wrong.get(digest).map_or(0, BTreeSet::len)
+    }
+    /// Whether a host is left to ask for this blob.
+    pub fn trusted(&self, digest: &str) -> bool {
+        let origins = self.origins.lock();
+        let wrong = origins.wrong.get(digest);
+        self.ways.iter().enumerate().any(|(n, w)| w.host.pull && wrong.is_none_or(|wrong| !wrong.contains(&n)))
     }
 }
 
-fn text(e: &reqwest::Error) -> String {
+pub(crate) fn header(response: &reqwest::Response, name: &str) -> Option<String> {
+    response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+}
+
+/// A URL without what may be secret: user, query, fragment.
+pub(crate) fn redact(url: &str) -> String {
+    let plain = url.split(['?', '#']).next().unwrap_or_default();
+    match plain.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_once('/').map_or((rest, String::new()), |(a, p)| (a, format!("/{p}")));
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+            format!("{scheme}://{host}{path}")
+        }
+        None => plain.to_owned(),
+    }
+}
+
+/// An error and its causes, without the URL: its query may hold a signature.
+pub(crate) fn text(e: reqwest::Error) -> String {
+    let e = e.without_url();
     let mut all = e.to_string();
-    let mut cause = std::error::Error::source(e);
+    let mut cause = std::error::Error::source(&e);
     while let Some(c) = cause {
         all = format!("{all}: {c}");
         cause = c.source();
@@ -324,18 +255,13 @@ fn text(e: &reqwest::Error) -> String {
     all
 }
 
-fn client(host: &Host) -> Result<reqwest::Client> {
-    // Another copy may have installed the same provider already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("troupe/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(10))
-        .tls_danger_accept_invalid_certs(host.skip_verify);
-    for path in &host.ca {
-        let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem).class(Class::InvalidArgument, path.display())? {
-            builder = builder.add_root_certificate(certificate);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_cut_out_of_urls() {
+        assert_eq!(redact("https://u:p@h:1/a/b?sig=secret#x"), "https://h:1/a/b");
+        assert_eq!(redact("https://h"), "https://h");
     }
-    builder.build().class(Class::Internal, "make an HTTP client")
 }

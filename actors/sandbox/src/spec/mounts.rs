@@ -42,9 +42,6 @@ fn one(m: &cri::Mount) -> Result<Value> {
     if m.container_path.is_empty() {
         return Err(Fault::invalid_argument("mounts.container_path is empty"));
     }
-    if m.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return Err(Fault::unimplemented(format!("mounts {}: image volumes are not built yet", m.container_path)));
-    }
     if m.recursive_read_only && !m.readonly {
         return Err(Fault::invalid_argument(format!("mounts {}: recursive_read_only needs readonly", m.container_path)));
     }

@@ -1,4 +1,5 @@
-//! Images and registries.
+//! Images.
+use super::registry::Registry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,6 +27,36 @@ pub struct Images {
     pub stats_collect_period: u64,
     /// Accepted for compatibility.
     pub use_local_image_pull: bool,
+    /// Bytes of the pieces in which large layers are fetched side by side; below 512 = in one piece.
+    pub concurrent_layer_fetch_buffer: u64,
+    /// What images are for, by runtime handler.
+    pub runtime_platforms: BTreeMap<String, RuntimePlatform>,
+    /// Decryption of layers; accepted for compatibility.
+    pub image_decryption: ImageDecryption,
+}
+
+/// What a runtime handler's images are for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuntimePlatform {
+    /// Accepted for compatibility: images are for this machine.
+    pub platform: String,
+    /// Snapshotter, empty = default.
+    pub snapshotter: String,
+}
+
+/// Decryption of layers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageDecryption {
+    /// Where the keys are.
+    pub key_model: String,
+}
+
+impl Default for ImageDecryption {
+    fn default() -> Self {
+        Self { key_model: "node".into() }
+    }
 }
 
 impl Default for Images {
@@ -41,22 +72,9 @@ impl Default for Images {
             discard_unpacked_layers: false,
             stats_collect_period: 10,
             use_local_image_pull: false,
+            concurrent_layer_fetch_buffer: 0,
+            runtime_platforms: BTreeMap::new(),
+            image_decryption: ImageDecryption::default(),
         }
-    }
-}
-
-/// Registries.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Registry {
-    /// Directories of `hosts.toml` files, separated by `:`.
-    pub config_path: String,
-    /// Extra request headers.
-    pub headers: BTreeMap<String, Vec<String>>,
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".into(), headers: BTreeMap::new() }
     }
 }

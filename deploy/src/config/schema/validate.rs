@@ -12,6 +12,8 @@ impl Config {
     /// Refuses what cannot work, naming the key; answers what there is to warn about.
     pub fn validate(&self) -> anyhow::Result<Vec<String>> {
         let mut warnings = self.runtimes()?;
+        self.plugins.images.registry.validate()?;
+        warnings.extend(self.plugins.images.registry.warnings());
         self.durations()?;
         self.streaming()?;
         for dir in [&self.root, &self.state] {

@@ -9,6 +9,9 @@ use proto::cri::*;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+/// Annotation of a pod that names its runtime handler.
+const HANDLER: &str = "io.containerd.cri.runtime-handler";
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[async_trait]
@@ -17,7 +20,7 @@ impl ImageService for Cri {
         self.call(
             "runtime.v1.ImageService/ListImages",
             request,
-            |_, q| async move { Ok(ListImagesResponse { images: self.list(q.filter) }) },
+            |_, q| async move { Ok(ListImagesResponse { images: self.list(q.filter)? }) },
         )
         .await
     }
@@ -25,7 +28,7 @@ impl ImageService for Cri {
     async fn image_status(&self, request: Request<ImageStatusRequest>) -> Answer<ImageStatusResponse> {
         let view = &self.images;
         self.call("runtime.v1.ImageService/ImageStatus", request, |_, q| async move {
-            let found = view.find(&reference(q.image)?);
+            let found = view.find(&reference(q.image)?)?;
             let info = found.as_ref().filter(|_| q.verbose).map(|i| lists::image_info(i)).unwrap_or_default();
             Ok(ImageStatusResponse { image: found.map(|i| lists::image(&i)), info })
         })
@@ -36,10 +39,14 @@ impl ImageService for Cri {
         let actor = self.system.addr::<Images>();
         self.call("runtime.v1.ImageService/PullImage", request, |cx, q| async move {
             let mut annotations = q.image.as_ref().map(|i| i.annotations.clone()).unwrap_or_default();
-            annotations.extend(q.sandbox_config.map(|c| c.labels).unwrap_or_default());
+            let sandbox = q.sandbox_config.unwrap_or_default();
+            // The annotation is how kubelets said it before the field existed.
+            let named = q.image.as_ref().map(|i| i.runtime_handler.clone()).filter(|h| !h.is_empty());
+            let handler = named.or_else(|| sandbox.annotations.get(HANDLER).cloned()).unwrap_or_default();
+            annotations.extend(sandbox.labels);
             let reference = reference(q.image)?;
             cx.attr("container.image.name", &reference);
-            let pull = Pull { reference, auth: q.auth, snapshotter: String::new(), annotations: annotations.into_iter().collect() };
+            let pull = Pull { reference, auth: q.auth, handler, annotations: annotations.into_iter().collect() };
             let (began, _under_way) = (std::time::Instant::now(), self.pulls.begin());
             let image = actor.call(&cx, pull).await?;
             self.pulls.ended(image.size, began.elapsed());
@@ -66,18 +73,18 @@ impl ImageService for Cri {
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<BoxStream<StreamImagesResponse>> {
         self.call("runtime.v1.ImageService/StreamImages", request, |_, q| async move {
-            Ok(feed::parts(self.list(q.filter), |images| StreamImagesResponse { images }))
+            Ok(feed::parts(self.list(q.filter)?, |images| StreamImagesResponse { images }))
         })
         .await
     }
 }
 
 impl Cri {
-    fn list(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+    fn list(&self, filter: Option<ImageFilter>) -> Result<Vec<Image>, Fault> {
         let wanted = filter.and_then(|f| f.image).map(|i| i.image).filter(|i| !i.is_empty());
         match wanted {
-            Some(reference) => self.images.find(&reference).iter().map(|i| lists::image(i)).collect(),
-            None => self.images.0.load().iter().map(|i| lists::image(i)).collect(),
+            Some(reference) => Ok(self.images.find(&reference)?.iter().map(|i| lists::image(i)).collect()),
+            None => Ok(self.images.0.load().iter().map(|i| lists::image(i)).collect()),
         }
     }
 }
