@@ -1,15 +1,13 @@
 //! The composition root: every actor gets what it needs, from the bottom up. Nothing else in the house knows all of them.
 use crate::config::schema::{Config, duration};
 use crate::manifest::MANIFEST;
+use crate::settings;
 use kernel::System;
-use messages::{image, sandbox, task};
+use messages::{image, sandbox};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use troupe_image::registry;
-
-/// Containerd's runc shim, whose work Troupe's own shim does.
-const RUNC_V2: &str = "io.containerd.runc.v2";
 
 /// What runs.
 pub struct Daemon {
@@ -84,7 +82,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let sandbox = troupe_sandbox::Args {
         root: root.into(),
         state: state.into(),
-        settings: Arc::new(settings(config)),
+        settings: Arc::new(settings::of(config)?),
         view: pods.clone(),
         store,
         events,
@@ -104,7 +102,7 @@ fn or_default(key: &str, text: &str, default: Duration) -> anyhow::Result<Durati
 }
 
 /// The snapshotter of a runtime handler: what its images' table says, then its own, then the default.
-fn snapshotter(config: &Config, handler: &str) -> String {
+pub fn snapshotter(config: &Config, handler: &str) -> String {
     let (images, runtimes) = (&config.plugins.images, &config.plugins.runtime.containerd.runtimes);
     let platform = images.runtime_platforms.get(handler).map(|p| p.snapshotter.as_str());
     let own = runtimes.get(handler).map(|h| h.snapshotter.as_str());
@@ -201,32 +199,4 @@ fn tasks(config: &Config) -> anyhow::Result<troupe_task::Args> {
             limit => troupe_task::Drain::Strict(limit),
         },
     })
-}
-
-fn settings(config: &Config) -> troupe_sandbox::Settings {
-    let runtime = &config.plugins.runtime;
-    let handler = |h: &crate::config::schema::Handler| task::Runtime {
-        name: match (h.runtime_path.as_str(), h.runtime_type.as_str()) {
-            ("", RUNC_V2) => task::OWN_SHIM.into(),
-            ("", other) => other.into(),
-            (path, _) => path.into(),
-        },
-        binary_name: h.options.binary_name.clone(),
-        systemd_cgroup: h.options.systemd_cgroup,
-        root: if h.options.root.is_empty() { format!("{}/runc", config.state) } else { h.options.root.clone() },
-    };
-    let default = &runtime.containerd.default_runtime_name;
-    troupe_sandbox::Settings {
-        default_handler: default.clone(),
-        runtimes: runtime.containerd.runtimes.iter().map(|(name, h)| (name.clone(), handler(h))).collect(),
-        systemd_cgroup: runtime.containerd.runtimes.get(default).is_some_and(|h| h.options.systemd_cgroup),
-        restrict_oom_score_adj: runtime.restrict_oom_score_adj,
-        unset_seccomp: runtime.unset_seccomp_profile.clone(),
-        unprivileged_ports: runtime.enable_unprivileged_ports,
-        unprivileged_icmp: runtime.enable_unprivileged_icmp,
-        max_log_line: runtime.max_container_log_line_size,
-        ignore_image_volumes: runtime.ignore_image_defined_volumes,
-        snapshotters: runtime.containerd.runtimes.keys().map(|h| (h.clone(), snapshotter(config, h))).collect(),
-        snapshotter: config.plugins.images.snapshotter.clone(),
-    }
 }

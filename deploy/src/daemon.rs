@@ -1,6 +1,6 @@
 //! `troupe daemon`: configuration, sockets, actors, signals.
 use crate::config::{self, Config};
-use crate::{CONFIG, DaemonArgs, compose, logs, otlp};
+use crate::{CONFIG, DaemonArgs, compose, logs, otlp, settings};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,7 +71,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             let _ = stopped.wait_for(|s| *s).await;
         }
     };
-    let systemd_cgroup = config.plugins.runtime.containerd.runtimes.values().any(|h| h.options.systemd_cgroup);
+    let systemd_cgroup = settings::systemd_cgroup(config);
     let about = front::cri::About { runtime_name: "troupe".into(), runtime_version: env!("CARGO_PKG_VERSION").into(), systemd_cgroup };
     let streams = &config.plugins.cri;
     let address = (stream_address(&streams.stream_server_address)?, streams.stream_server_port.parse::<u16>().unwrap_or_default());

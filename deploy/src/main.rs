@@ -6,6 +6,7 @@ mod daemon;
 mod logs;
 mod manifest;
 mod otlp;
+mod settings;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

@@ -107,8 +107,12 @@ fn spawn(flags: &Flags, params: Option<&BootstrapParams>, group: &str, socket: &
         command.env("TTRPC_ADDRESS", events);
     }
     sys::pass_listener(&mut command, listener)?;
-    command.spawn()?;
-    Ok(())
+    let server = command.spawn()?;
+    let options = params.and_then(|p| p.extensions.iter().find_map(|e| proto::from_any::<proto::runc_options::Options>(e.value.as_ref()?)));
+    match options.map(|o| o.shim_cgroup).filter(|c| !c.is_empty()) {
+        Some(cgroup) => crate::cgroup::enter(&cgroup, server.id()),
+        None => Ok(()),
+    }
 }
 
 /// Cleans up after a server that is gone: kills what runs in the bundle's container, unmounts its root.

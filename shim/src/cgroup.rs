@@ -23,6 +23,24 @@ fn directory(pid: u32, controller: &str) -> Option<PathBuf> {
     unified.filter(|d| d.join("cgroup.controllers").exists())
 }
 
+/// Puts a process into a cgroup (`ShimCgroup`), which is made if it is not there: in every hierarchy of version 1.
+pub fn enter(path: &str, pid: u32) -> std::io::Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies: Vec<PathBuf> = if root.join("cgroup.controllers").exists() {
+        vec![root.into()]
+    } else {
+        // Links are second names of a hierarchy; those without rules for processes are not hierarchies.
+        let dirs = std::fs::read_dir(root)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path());
+        dirs.filter(|d| d.join("cgroup.procs").exists() && !d.join("cpuset.cpus").exists()).collect()
+    };
+    for hierarchy in hierarchies {
+        let dir = hierarchy.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join("cgroup.procs"), pid.to_string())?;
+    }
+    Ok(())
+}
+
 /// A container's cgroups, found while its init lives, kept for after.
 #[derive(Clone, Default)]
 pub struct Cgroup {

@@ -7,7 +7,7 @@ use crate::events::Publisher;
 use crate::idmap::{Mapper, Maps};
 use crate::io::{Targets, Wiring};
 use crate::reaper::{Exit, Reaper};
-use crate::runtime::{Runtime, Wish};
+use crate::runtime::{Checkpoint, Runtime, Wish};
 use crate::sandbox::Sandbox;
 use crate::spans::{Origin, Spans};
 use crate::{family, mounts, owner, sys};
@@ -117,7 +117,13 @@ impl Task for Service {
         let text = std::fs::read(bundle.join("config.json")).map_err(failed("read config.json"))?;
         let config: Value = serde_json::from_slice(&text).map_err(|e| fault(Code::INVALID_ARGUMENT, format!("config.json: {e}")))?;
         let options: proto::runc_options::Options = m.options.as_ref().and_then(proto::from_any).unwrap_or_default();
-        let wish = Wish { binary: &options.binary_name, root: &options.root, systemd: options.systemd_cgroup, namespace: &self.namespace };
+        let wish = Wish {
+            binary: &options.binary_name,
+            root: &options.root,
+            systemd: options.systemd_cgroup,
+            no_new_keyring: options.no_new_keyring,
+            namespace: &self.namespace,
+        };
         let runtime = Runtime::choose(&wish, &self.engine, self.reaper.clone());
         let (maps, mapper) = (Maps::of_container(&config), Mapper::of(&config).map_err(failed("open the user namespace"))?);
         owner::open_bundle(&bundle, &maps).map_err(failed("open the bundle to the pod's users"))?;
@@ -286,6 +292,23 @@ impl Task for Service {
         let container = self.find(&m.id)?;
         let processes = container.cgroup.processes().into_iter().map(|pid| types::ProcessInfo { pid, info: None });
         Ok(PidsResponse { processes: processes.collect() })
+    }
+
+    async fn checkpoint(&self, _: &Context, m: CheckpointTaskRequest) -> Result<()> {
+        let container = self.find(&m.id)?;
+        let options: proto::runc_options::CheckpointOptions = m.options.as_ref().and_then(proto::from_any).unwrap_or_default();
+        let wish = Checkpoint {
+            image_path: if options.image_path.is_empty() { m.path } else { options.image_path }.into(),
+            work_path: options.work_path.into(),
+            exit: options.exit,
+            open_tcp: options.open_tcp,
+            external_unix_sockets: options.external_unix_sockets,
+            terminal: options.terminal,
+            file_locks: options.file_locks,
+        };
+        container.runtime.checkpoint(&m.id, &container.bundle, &wish).await.map_err(failed("checkpoint"))?;
+        self.events.publish("/tasks/checkpointed", proto::any(&events::TaskCheckpointed { container_id: m.id, checkpoint: String::new() }));
+        Ok(())
     }
 
     async fn pause(&self, _: &Context, m: PauseRequest) -> Result<()> {

@@ -23,6 +23,8 @@ pub struct Options {
     pub plugin_timeout: String,
     /// A root file system of so many MiB; 0 = the machine's.
     pub root_mib: u32,
+    /// Further keys of the runtime's table.
+    pub runtime: String,
     /// Further lines at the end of the configuration.
     pub extra: String,
 }
@@ -89,6 +91,7 @@ config_path = "{dir}/certs"
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
+{}
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{dir}/plugins", "/usr/lib/cni", "/opt/cni/bin"]
 conf_dir = "{dir}/cni"
@@ -103,6 +106,7 @@ BinaryName = "{}"
 enabled = {}
 {}
 "#,
+            options.runtime,
             options.cni,
             if options.plugin_timeout.is_empty() { "1m" } else { &options.plugin_timeout },
             options.binary_name,

@@ -21,6 +21,41 @@ const PROTOS: [&str; 1] = ["proto/shim.proto"];
 /// Own files for the `grpc` feature: a shim has no use for them.
 const GRPC_PROTOS: [&str; 2] = ["proto/cri.proto", "proto/rpc_status.proto"];
 
+/// Messages of CRI that are shown as JSON: the configurations of pods and containers, and all that they hold. None of them has credentials.
+const SHOWN: [&str; 31] = [
+    "CDIDevice",
+    "Capability",
+    "ContainerConfig",
+    "ContainerMetadata",
+    "DNSConfig",
+    "Device",
+    "HugepageLimit",
+    "IDMapping",
+    "ImageSpec",
+    "Int64Value",
+    "KeyValue",
+    "LinuxContainerConfig",
+    "LinuxContainerResources",
+    "LinuxContainerSecurityContext",
+    "LinuxPodSandboxConfig",
+    "LinuxSandboxSecurityContext",
+    "Mount",
+    "NamespaceOption",
+    "PodSandboxConfig",
+    "PodSandboxMetadata",
+    "PortMapping",
+    "SELinuxOption",
+    "SecurityProfile",
+    "UserNamespace",
+    "WindowsContainerConfig",
+    "WindowsContainerResources",
+    "WindowsContainerSecurityContext",
+    "WindowsCpuGroupAffinity",
+    "WindowsNamespaceOption",
+    "WindowsPodSandboxConfig",
+    "WindowsSandboxSecurityContext",
+];
+
 /// Gives each service the glue of its transport.
 struct Glue {
     grpc: Option<Box<dyn ServiceGenerator>>,
@@ -61,7 +96,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     // For the tests, which compare it with the published contracts.
     std::fs::write(Path::new(&std::env::var("OUT_DIR")?).join("descriptors.bin"), set.encode_to_vec())?;
     let tonic = || tonic_prost_build::configure().build_transport(false).generate_default_stubs(true).service_generator();
-    prost_build::Config::new()
+    let mut config = prost_build::Config::new();
+    if grpc {
+        // Verbose statuses show clients' configurations as JSON, under the names of the fields.
+        for message in SHOWN {
+            config.type_attribute(format!("runtime.v1.{message}"), "#[derive(serde::Serialize)]");
+        }
+        config.field_attribute("runtime.v1.KeyValue.value", "#[serde(serialize_with = \"crate::shown::text\")]");
+    }
+    config
         .enable_type_names()
         // Credentials: `src/redact.rs` prints it without them.
         .skip_debug(["runtime.v1.AuthConfig"])

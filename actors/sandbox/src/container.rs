@@ -1,6 +1,6 @@
 //! The life of a container within its pod.
-use crate::record::{ContainerRow, Json, Phase, PodPhase, Proto, container_name, new_id, now_ns};
-use crate::{World, pod, spec, volumes};
+use crate::record::{ContainerRow, Json, Phase, PodPhase, PodRow, Proto, container_name, new_id, now_ns};
+use crate::{Handler, World, pod, spec, volumes};
 use kernel::{Class, Cx, Fault, Result, ResultExt};
 use messages::sandbox::{CreateContainer, ExecSync};
 use messages::store::{self, Op, table};
@@ -37,6 +37,7 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
     }
     let options = namespace_options(&m.config);
     spec::userns::fits(&options, &pod)?;
+    let sandbox = if m.sandbox_config.metadata.is_some() { m.sandbox_config } else { pod.config.0.clone() };
     let name = container_name(&m.config, &pod)?;
     let _guard = world.lock(&name).await;
     if let Some(holder) = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await? {
@@ -57,10 +58,10 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
     let image = world.args.images.call(cx, image::Resolve { reference: wanted.clone() }).await?;
     let image = image.ok_or_else(|| Fault::not_found(format!("image {wanted:?} is not on this node: pull it first")))?;
     let id = new_id();
-    let log_path = if m.config.log_path.is_empty() || pod.config.0.log_directory.is_empty() {
+    let log_path = if m.config.log_path.is_empty() || sandbox.log_directory.is_empty() {
         String::new()
     } else {
-        std::path::Path::new(&pod.config.0.log_directory).join(&m.config.log_path).to_string_lossy().into_owned()
+        std::path::Path::new(&sandbox.log_directory).join(&m.config.log_path).to_string_lossy().into_owned()
     };
     let mut row = ContainerRow {
         id: id.clone(),
@@ -79,17 +80,30 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
         exit: None,
         reason: Default::default(),
         boot: world.boot.clone(),
+        label: String::new(),
     };
     world.commit(cx, vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::CONTAINERS, &id, &row)?]).await?;
     world.tables.borrow_mut().containers.insert(id.clone(), row.clone());
-    if let Err(fault) = make(world, cx, &mut row, &pod, &image).await {
+    if let Err(fault) = make(world, cx, &mut row, &pod, sandbox, &image).await {
         take_down(world, &cx.without_deadline(), &id).await?;
         return Err(fault);
     }
     Ok(id)
 }
 
-async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::record::PodRow, image: &image::Image) -> Result<()> {
+async fn make(
+    world: &World,
+    cx: &Cx,
+    row: &mut ContainerRow,
+    pod: &PodRow,
+    sandbox: cri::PodSandboxConfig,
+    image: &image::Image,
+) -> Result<()> {
+    let context = row.config.0.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+    let labels = world.selinux.labels(context.selinux_options.as_ref(), Some(&pod.label))?;
+    row.label.clone_from(&labels.process);
+    // Known before anything else can fail, so that it is given back.
+    world.tables.borrow_mut().containers.insert(row.id.clone(), row.clone());
     let prepare = snapshot::Prepare {
         snapshotter: row.snapshotter.clone(),
         key: row.id.clone(),
@@ -105,9 +119,22 @@ async fn make(world: &World, cx: &Cx, row: &mut ContainerRow, pod: &crate::recor
     let target = spec::target::pid(world, &namespace_options(&config), &pod.id)?;
     let ipc = pod.handle.namespaces.contains_key("ipc");
     let shm = if ipc { world.volatile(&pod.id).join("shm") } else { "/dev/shm".into() };
+    let handler = Handler { runtime: pod.runtime.clone(), ..world.handler(&pod.handler) };
     let build = move || {
-        let input =
-            spec::Input { id: &id, config: &config, pod: &pod, image: &image, rootfs: &rootfs, files, shm, target, settings: &settings };
+        let input = spec::Input {
+            id: &id,
+            config: &config,
+            pod: &pod,
+            sandbox: &sandbox,
+            image: &image,
+            rootfs: &rootfs,
+            files,
+            shm,
+            target,
+            labels: &labels,
+            handler: &handler,
+            settings: &settings,
+        };
         spec::build(&input).map(|spec| Json::of(&spec))
     };
     row.spec = cx.run("build the specification", |cx| async move { cx.blocking("build the specification", LOOK, build).await }).await?;
@@ -124,7 +151,9 @@ pub fn namespace_options(config: &cri::ContainerConfig) -> cri::NamespaceOption 
 }
 
 fn stop_signal(config: &cri::ContainerConfig, image: &image::Image) -> Result<u32> {
-    let named = cri::Signal::try_from(config.stop_signal).ok().filter(|s| *s as i32 != 0).map(|s| s.as_str_name().to_owned());
+    let asked = cri::Signal::try_from(config.stop_signal);
+    let asked = asked.map_err(|_| Fault::invalid_argument(format!("stop_signal {} is not known", config.stop_signal)))?;
+    let named = (asked as i32 != 0).then(|| asked.as_str_name().to_owned());
     let of_image = image.config.pointer("/config/StopSignal").and_then(Value::as_str).unwrap_or_default().to_owned();
     let name = named.unwrap_or(of_image);
     if name.is_empty() {
@@ -135,9 +164,14 @@ fn stop_signal(config: &cri::ContainerConfig, image: &image::Image) -> Result<u3
     }
     let upper = name.to_uppercase();
     let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    if let Some(rest) = full.strip_prefix("SIGRTMIN") {
-        let plus: i32 = rest.trim_start_matches(['+', 'P', 'L', 'U', 'S']).parse().unwrap_or(0);
-        return Ok((libc::SIGRTMIN() + plus) as u32);
+    let offset = |rest: &str, sign: &[char], word: &str| {
+        let digits = rest.trim_start_matches(word).trim_start_matches(sign);
+        if rest.is_empty() { Some(0) } else { digits.parse::<i32>().ok() }
+    };
+    let of_min = full.strip_prefix("SIGRTMIN").and_then(|r| offset(r, &['+'], "PLUS")).map(|n| libc::SIGRTMIN() + n);
+    let of_max = full.strip_prefix("SIGRTMAX").and_then(|r| offset(r, &['-'], "MINUS")).map(|n| libc::SIGRTMAX() - n);
+    if let Some(number) = of_min.or(of_max).filter(|n| (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(n)) {
+        return Ok(number as u32);
     }
     full.parse::<nix::sys::signal::Signal>()
         .map(|s| s as u32)
@@ -211,7 +245,8 @@ pub async fn settle_start(world: &Rc<World>, cx: &Cx, row: &mut ContainerRow) ->
 async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
     spec::target::check(world, row)?;
     let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
-    let rootfs = world.args.snapshots.call(cx, mounts).await?;
+    let mut rootfs = world.args.snapshots.call(cx, mounts).await?;
+    label_root(&mut rootfs, row)?;
     // Without a path nothing is written, but clients can attach.
     let log = format!("cri-log://{}?max_line={}", row.log_path, world.args.settings.max_log_line);
     let config = &row.config.0;
@@ -230,6 +265,18 @@ async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
     let create = task::Create { id: row.id.clone(), sandbox_id: row.sandbox_id.clone(), spec, rootfs, stdio };
     cx.run("create the task", |cx| async move { world.args.tasks.call(&cx, create).await }).await?;
     cx.run("start the task", |cx| async move { world.args.tasks.call(&cx, task::Start { id: row.id.clone() }).await }).await
+}
+
+/// Files of the root get their label by the mount: they are too many to be labelled one by one.
+fn label_root(rootfs: &mut [snapshot::Mount], row: &ContainerRow) -> Result<()> {
+    if row.label.is_empty() {
+        return Ok(());
+    }
+    let spec = row.spec.value()?;
+    let label = spec.pointer("/linux/mountLabel").and_then(Value::as_str).unwrap_or_default();
+    let mounts = rootfs.iter_mut().filter(|m| m.fs_type != "bind" && !label.is_empty());
+    mounts.for_each(|m| m.options.push(format!("context=\"{label}\"")));
+    Ok(())
 }
 
 /// Waits for the container's end in the background, and writes it down.
@@ -360,30 +407,46 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     }
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().containers.remove(id);
+    world.selinux.release(&row.label);
     world.publish_container(id);
     world.announce_now(cri::ContainerEventType::ContainerDeletedEvent, id, &row.sandbox_id);
     world.tell(cx, "/containers/delete", id).await;
     Ok(())
 }
 
-/// UpdateContainerResources.
+/// UpdateContainerResources: what is set replaces, what is not stays. The specification is written down first, and put back if the runtime refuses.
 pub async fn update(world: &World, cx: &Cx, request: cri::UpdateContainerResourcesRequest) -> Result<()> {
     let id = known(world, &request.container_id)?.id;
     let _guard = world.lock(&id).await;
-    let mut row = known(world, &id)?;
-    let linux = request.linux.unwrap_or_default();
-    let resources = spec::resources::linux(&linux);
-    if row.phase == Phase::Running {
-        let bytes = serde_json::to_vec(&resources).class(Class::Internal, "encode resources")?;
-        world.args.tasks.call(cx, task::Update { id: row.id.clone(), resources: bytes }).await?;
-    }
-    let mut spec = row.spec.value()?;
-    if let (Some(into), Value::Object(new)) = (spec.pointer_mut("/linux/resources").and_then(Value::as_object_mut), resources) {
-        into.extend(new);
-    }
+    let before = known(world, &id)?;
+    let asked = request.linux.unwrap_or_default();
+    let new = spec::resources::linux(&asked, &world.args.settings.controllers)?;
+    let (mut row, mut spec) = (before.clone(), before.spec.value()?);
+    let resources = &mut spec["linux"]["resources"];
+    spec::resources::merge(resources, &new);
+    // Parts that nothing was said about need not be written again; those that change go whole, for their values depend on each other.
+    let keys = new.as_object().into_iter().flat_map(|o| o.keys());
+    let changed: serde_json::Map<String, Value> = keys.map(|k| (k.clone(), resources[k].clone())).collect();
     row.spec = Json::of(&spec);
-    row.config.0.linux.get_or_insert_default().resources = Some(linux);
-    world.save_container(cx, &row).await
+    spec::resources::merge_cri(row.config.0.linux.get_or_insert_default().resources.get_or_insert_default(), &asked);
+    world.save_container(cx, &row).await?;
+    if row.phase != Phase::Running || changed.is_empty() {
+        return Ok(());
+    }
+    let resources = serde_json::to_vec(&changed).class(Class::Internal, "encode resources")?;
+    match world.args.tasks.call(cx, task::Update { id: row.id.clone(), resources }).await {
+        // It has just ended.
+        Err(e) if e.is_not_found() => Ok(()),
+        Err(fault) => {
+            let cx = cx.without_deadline();
+            if let Some(mut row) = world.container(&id) {
+                (row.spec, row.config) = (before.spec, before.config);
+                world.save_container(&cx, &row).await?;
+            }
+            Err(fault.context(format!("failed to update resources of container {id}")))
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// ReopenContainerLog.

@@ -10,9 +10,9 @@ mod pod;
 mod publish;
 mod record;
 mod recover;
+mod settings;
 pub mod spec;
 mod status;
-mod sys;
 mod volumes;
 
 use kernel::{Actor, Addr, Cx, Handle, Reply, Result, Routes};
@@ -22,41 +22,15 @@ use messages::network::{self, Network};
 use messages::sandbox::*;
 use messages::snapshot::Snapshots;
 use messages::store::{self, Op, Store, table};
-use messages::task::{self, Tasks};
+use messages::task::Tasks;
 use proto::cri;
 use record::{ContainerRow, PodRow};
+pub use settings::{Handler, Settings};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Settings of the configuration.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// Handler of pods that name none.
-    pub default_handler: String,
-    /// Runtimes by handler.
-    pub runtimes: BTreeMap<String, task::Runtime>,
-    /// cgroups through systemd.
-    pub systemd_cgroup: bool,
-    /// Never ask for a lower oom_score_adj than the daemon's.
-    pub restrict_oom_score_adj: bool,
-    /// Seccomp profile of containers that name none.
-    pub unset_seccomp: String,
-    /// Pods may bind low ports.
-    pub unprivileged_ports: bool,
-    /// Pods may ping.
-    pub unprivileged_icmp: bool,
-    /// Bytes of a log line.
-    pub max_log_line: i64,
-    /// No volumes for an image's VOLUMEs.
-    pub ignore_image_volumes: bool,
-    /// Snapshotters of handlers that have one of their own.
-    pub snapshotters: BTreeMap<String, String>,
-    /// Snapshotter of the others.
-    pub snapshotter: String,
-}
 
 /// What every generation needs.
 #[derive(Clone)]
@@ -100,9 +74,14 @@ pub(crate) struct World {
     /// Handlers of which it is known whether their pods can have user namespaces, and why not.
     pub userns: RefCell<BTreeMap<String, std::result::Result<(), String>>>,
     pub boot: String,
+    pub selinux: spec::selinux::SeLinux,
 }
 
 impl World {
+    /// The handler of a pod, as the configuration has it now. A pod outlives the removal of its handler.
+    pub fn handler(&self, name: &str) -> Handler {
+        self.args.settings.handlers.get(name).cloned().unwrap_or_default()
+    }
     /// One operation at a time for each key.
     pub async fn lock(&self, key: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
@@ -159,7 +138,8 @@ impl Actor for SandboxActor {
     type Proto = Sandboxes;
     type Args = Args;
     async fn start(args: Args, cx: Cx) -> Result<Self> {
-        let world = Rc::new(World { args, tables: RefCell::default(), userns: RefCell::default(), boot: record::boot_id() });
+        let selinux = spec::selinux::SeLinux::new(args.settings.selinux, args.settings.selinux_range);
+        let world = Rc::new(World { args, tables: RefCell::default(), userns: RefCell::default(), boot: record::boot_id(), selinux });
         recover::load(&world, &cx).await?;
         world.publish();
         let recovering = world.clone();

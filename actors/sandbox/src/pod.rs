@@ -25,12 +25,10 @@ fn options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
 /// RunPodSandbox.
 pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
     let name = pod_name(&m.config)?;
-    let handler = if m.handler.is_empty() { world.args.settings.default_handler.clone() } else { m.handler };
-    let runtime = world.args.settings.runtimes.get(&handler).cloned();
+    let (handler, runtime) = choose(world, &m)?;
     if spec::userns::wanted(&options(&m.config))?.is_some() {
         status::check(world, &handler)?;
     }
-    let runtime = runtime.ok_or_else(|| Fault::invalid_argument(format!("no runtime for {handler:?} is configured")))?;
     // A retry of a creation in flight waits here, and finds the pod made.
     let _guard = world.lock(&name).await;
     let holder = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await?;
@@ -56,11 +54,15 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
         boot: world.boot.clone(),
         failed: false,
         cni: Default::default(),
+        runtime,
+        label: String::new(),
     };
+    let selinux = row.config.0.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.selinux_options.as_ref());
+    row.label = world.selinux.labels(selinux, None)?.process;
     let ops = vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::SANDBOXES, &id, &row)?];
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().pods.insert(id.clone(), row.clone());
-    if let Err(fault) = make(world, cx, &mut row, runtime).await {
+    if let Err(fault) = make(world, cx, &mut row).await {
         let cx = cx.without_deadline();
         if let Err(undo) = take_down(world, &cx, &id).await {
             keep_failed(world, &cx, &id).await?;
@@ -78,13 +80,37 @@ pub async fn keep_failed(world: &World, cx: &Cx, id: &str) -> Result<()> {
     world.save_pod(cx, &row).await
 }
 
-async fn make(world: &World, cx: &Cx, row: &mut PodRow, runtime: task::Runtime) -> Result<()> {
+/// The annotation by which a pod says that it is not to be trusted, and the handler that such pods get.
+const UNTRUSTED: (&str, &str) = ("io.kubernetes.cri.untrusted-workload", "untrusted");
+
+/// The pod's runtime handler.
+fn choose(world: &World, m: &RunPod) -> Result<(String, task::Runtime)> {
+    let mut handler = m.handler.as_str();
+    if m.config.annotations.get(UNTRUSTED.0).is_some_and(|v| v == "true") {
+        if !matches!(handler, "" | "untrusted") {
+            return Err(Fault::invalid_argument("untrusted workload with explicit runtime handler is not allowed"));
+        }
+        let options = options(&m.config);
+        if [options.network, options.pid, options.ipc].iter().any(|m| mode(*m) == NamespaceMode::Node) {
+            return Err(Fault::invalid_argument("untrusted workload with host access is not allowed"));
+        }
+        handler = UNTRUSTED.1;
+    }
+    if handler.is_empty() {
+        handler = &world.args.settings.default_handler;
+    }
+    let found = world.args.settings.handlers.get(handler);
+    let found = found.ok_or_else(|| Fault::invalid_argument(format!("no runtime for {handler:?} is configured")))?;
+    Ok((handler.to_owned(), found.runtime.clone()))
+}
+
+async fn make(world: &World, cx: &Cx, row: &mut PodRow) -> Result<()> {
     let options = options(&row.config.0);
     let prepare = async { if own_network(row) { world.args.network.call(cx, Prepare(network(row))).await } else { Ok(String::new()) } };
     let (written, netns) = futures::join!(files(world, cx, row, mode(options.ipc) != NamespaceMode::Node), prepare);
     written.context("pod files")?;
     row.netns = netns.context("failed to create network namespace for sandbox")?;
-    let (attached, handle) = attach_and_start(world, cx, row, runtime, pod_namespaces(world, row, &options)).await?;
+    let (attached, handle) = attach_and_start(world, cx, row, row.runtime.clone(), pod_namespaces(world, row, &options)).await?;
     (row.ips, row.cni, row.handle) = (attached.ips, Json::of(&attached.result), handle);
     row.phase = PodPhase::Ready;
     world.save_pod(cx, row).await?;
@@ -359,6 +385,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     let ops = vec![Op::delete(table::SANDBOXES, id), Op::delete(table::NAMES, pod_name(&row.config.0)?)];
     world.commit(cx, ops).await?;
     world.tables.borrow_mut().pods.remove(id);
+    world.selinux.release(&row.label);
     let before = world.args.view.0.load_full();
     world.publish_pod(id);
     if before.pods.contains_key(id) {

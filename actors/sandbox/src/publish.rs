@@ -3,19 +3,25 @@ use crate::World;
 use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
 use kernel::Cx;
 use messages::events::Publish;
-use messages::sandbox::{Container, Picture, Pod};
+use messages::sandbox::{Container, Picture, Pod, Runtime};
 use proto::cri;
-use std::collections::BTreeMap;
+use proto::prost::Message as _;
+use serde_json::json;
 use std::sync::Arc;
 
 impl World {
+    fn runtime(&self, row: &PodRow) -> Arc<Runtime> {
+        let kind = self.args.settings.handlers.get(&row.handler).map(|h| h.kind.clone()).unwrap_or_default();
+        Arc::new(Runtime { kind, options: row.runtime.clone() })
+    }
+
     /// Replaces the picture as a whole.
     pub(crate) fn publish(&self) {
         let tables = self.tables.borrow();
         let pods = tables.pods.values().filter(|p| p.phase != PodPhase::Creating);
         let containers = tables.containers.values().filter(|c| c.phase != Phase::Creating);
         let picture = Picture {
-            pods: pods.map(|p| (p.id.clone(), Arc::new(pod(p)))).collect(),
+            pods: pods.map(|p| (p.id.clone(), Arc::new(pod(p, &self.runtime(p))))).collect(),
             containers: containers.map(|c| (c.id.clone(), Arc::new(container(c)))).collect(),
             recovered: tables.recovered,
         };
@@ -26,7 +32,7 @@ impl World {
     pub(crate) fn publish_pod(&self, id: &str) {
         let mut picture = Picture::clone(&self.args.view.0.load());
         match self.tables.borrow().pods.get(id).filter(|p| p.phase != PodPhase::Creating) {
-            Some(row) => picture.pods.insert(id.to_owned(), Arc::new(pod(row))),
+            Some(row) => picture.pods.insert(id.to_owned(), Arc::new(pod(row, &self.runtime(row)))),
             None => picture.pods.remove(id),
         };
         self.args.view.0.store(Arc::new(picture));
@@ -75,7 +81,7 @@ impl World {
     }
 }
 
-fn pod(row: &PodRow) -> Pod {
+fn pod(row: &PodRow, runtime: &Arc<Runtime>) -> Pod {
     let config = &row.config.0;
     let ready = row.phase == PodPhase::Ready;
     let options = config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
@@ -94,8 +100,35 @@ fn pod(row: &PodRow) -> Pod {
         annotations: config.annotations.clone(),
         runtime_handler: row.handler.clone(),
     };
-    let info = serde_json::json!({"pid": row.handle.pid, "netNamespaceClosed": !ready, "runtimeHandler": row.handler, "sandboxID": row.id, "cniResult": row.cni.value().unwrap_or_default()});
-    Pod { status, netns: row.netns.clone(), config: Arc::new(config.clone()), info: BTreeMap::from([("info".into(), info.to_string())]) }
+    let spec = shape(row).to_string().into();
+    Pod { status, netns: row.netns.clone(), config: Arc::new(config.clone()), pid: row.handle.pid, runtime: runtime.clone(), spec }
+}
+
+/// A pod in the words of an OCI specification, for tools that look for its namespaces and its cgroup there.
+fn shape(row: &PodRow) -> serde_json::Value {
+    let config = &row.config.0;
+    let network = (!row.netns.is_empty()).then_some(("network", row.netns.as_str()));
+    let shared = row.handle.namespaces.iter().map(|(kind, path)| (kind.as_str(), path.as_str()));
+    let namespaces: Vec<_> = shared.chain(network).map(|(kind, path)| json!({"type": kind, "path": path})).collect();
+    let mut annotations = serde_json::Map::new();
+    crate::spec::annotations::identity(&row.id, config, "", "", &mut annotations);
+    let linux = config.linux.clone().unwrap_or_default();
+    json!({"hostname": config.hostname, "annotations": annotations,
+        "linux": {"namespaces": namespaces, "cgroupsPath": linux.cgroup_parent, "sysctl": linux.sysctls}})
+}
+
+/// CRI's number of a signal: its numbers go by names.
+fn signal(number: u32) -> i32 {
+    let number = number as i32;
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let name = match number {
+        n if n == first => "SIGRTMIN".to_owned(),
+        n if n == last => "SIGRTMAX".to_owned(),
+        n if n > first && n - first <= 15 => format!("SIGRTMINPLUS{}", n - first),
+        n if n > first && n < last => format!("SIGRTMAXMINUS{}", last - n),
+        n => nix::sys::signal::Signal::try_from(n).map_or_else(|_| String::new(), |s| s.as_str().to_owned()),
+    };
+    cri::Signal::from_str_name(&name).map_or(0, |s| s as i32)
 }
 
 fn container(row: &ContainerRow) -> Container {
@@ -125,7 +158,7 @@ fn container(row: &ContainerRow) -> Container {
         log_path: row.log_path.clone(),
         resources: resources.map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
         user: Some(cri::ContainerUser { linux: row.spec.value().ok().as_ref().and_then(user) }),
-        stop_signal: config.stop_signal,
+        stop_signal: if config.stop_signal == 0 { signal(row.stop_signal) } else { config.stop_signal },
     };
     Container {
         sandbox_id: row.sandbox_id.clone(),
@@ -134,6 +167,8 @@ fn container(row: &ContainerRow) -> Container {
         status,
         pid: row.pid,
         spec: row.spec.text().clone(),
+        config: config.encode_to_vec().into(),
+        removing: false,
     }
 }
 

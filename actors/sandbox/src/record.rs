@@ -1,7 +1,7 @@
 //! Rows of pods and containers. A row is written before the first thing it owns is made, so that whatever a crash leaves has an owner.
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kernel::{Class, Result, ResultExt};
-use messages::task::{Exit, SandboxHandle};
+use messages::task::{Exit, Runtime, SandboxHandle};
 use proto::{cri, prost::Message};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::sync::Arc;
@@ -97,6 +97,12 @@ pub struct PodRow {
     /// What CNI answered.
     #[serde(default)]
     pub cni: Json,
+    /// How it is run: as its handler was when it was made.
+    #[serde(default)]
+    pub runtime: Runtime,
+    /// SELinux label of its processes.
+    #[serde(default)]
+    pub label: String,
 }
 
 /// Phase of a container.
@@ -149,6 +155,9 @@ pub struct ContainerRow {
     pub reason: (String, String),
     /// Boot in which it was made.
     pub boot: String,
+    /// SELinux label of its process.
+    #[serde(default)]
+    pub label: String,
 }
 
 /// Key of a pod's name.

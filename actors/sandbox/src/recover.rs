@@ -20,6 +20,8 @@ pub async fn load(world: &World, cx: &Cx) -> Result<()> {
     for (id, row) in containers {
         tables.containers.insert(id, store::decode::<ContainerRow>(&row)?);
     }
+    let labels = tables.pods.values().map(|p| &p.label).chain(tables.containers.values().map(|c| &c.label));
+    labels.for_each(|label| world.selinux.reserve(label));
     tables.recovered = true;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! CRI's Status: conditions, and what the handlers can do.
-use crate::World;
+use crate::{Handler, World};
 use kernel::{Cx, Fault, Result};
 use messages::{network, task};
 use proto::cri;
@@ -8,7 +8,8 @@ use serde_json::json;
 /// Finds out, once, which handlers can give pods user namespaces: each distinct runtime does it for a try.
 pub async fn probe(world: &World, cx: &Cx) {
     let mut all: Vec<(task::Runtime, std::result::Result<(), String>)> = vec![];
-    for (name, runtime) in &world.args.settings.runtimes {
+    for (name, handler) in &world.args.settings.handlers {
+        let runtime = &handler.runtime;
         let same = |r: &task::Runtime| (&r.name, &r.binary_name) == (&runtime.name, &runtime.binary_name);
         let known = all.iter().find(|(r, _)| same(r)).map(|(_, found)| found.clone());
         let found = match known {
@@ -36,50 +37,49 @@ pub fn check(world: &World, handler: &str) -> Result<()> {
     }
 }
 
+/// containerd's condition, which does not make a node unready.
+const NO_DEPRECATIONS: &str = "ContainerdHasNoDeprecationWarnings";
+
+fn condition(kind: &str, status: bool, reason: &str, message: &str) -> cri::RuntimeCondition {
+    cri::RuntimeCondition { r#type: kind.into(), status, reason: reason.into(), message: message.into() }
+}
+
 /// Status.
 pub async fn status(world: &World, cx: &Cx, verbose: bool) -> Result<cri::StatusResponse> {
     let network = world.args.network.call(cx, network::Status).await?;
-    let condition = |kind: &str, status: bool, reason: &str, message: &str| cri::RuntimeCondition {
-        r#type: kind.into(),
-        status,
-        reason: reason.into(),
-        message: message.into(),
-    };
-    let conditions =
-        vec![condition("RuntimeReady", true, "", ""), condition("NetworkReady", network.ready, &network.reason, &network.message)];
     let settings = &world.args.settings;
+    let deprecations = if settings.deprecations.is_empty() {
+        condition(NO_DEPRECATIONS, true, "", "")
+    } else {
+        condition(NO_DEPRECATIONS, false, "ContainerdHasDeprecationWarnings", &json!(settings.deprecations).to_string())
+    };
+    let conditions = vec![
+        condition("RuntimeReady", true, "", ""),
+        condition("NetworkReady", network.ready, &network.reason, &network.message),
+        deprecations,
+    ];
     let userns = |name: &str| matches!(world.userns.borrow().get(name), Some(Ok(())));
-    let handler = |name: &str, known_as: &str| cri::RuntimeHandler {
-        name: name.into(),
-        features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: userns(known_as) }),
+    let features = |known_as: &str, h: &Handler| cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: h.recursive_read_only,
+        user_namespaces: userns(known_as),
     };
     // The default once more, under the name that requests without a handler have.
-    let mut handlers = vec![handler("", &settings.default_handler)];
-    handlers.extend(settings.runtimes.keys().map(|name| handler(name, name)));
-    let features = cri::RuntimeFeatures {
-        supplemental_groups_policy: true,
-        user_namespaces_host_network: settings.runtimes.keys().any(|name| userns(name)),
-    };
+    let default = settings.handlers.get_key_value(&settings.default_handler).map(|(n, h)| (String::new(), features(n, h)));
+    let all = settings.handlers.iter().map(|(n, h)| (n.clone(), features(n, h)));
+    let handlers = default.into_iter().chain(all).map(|(name, features)| cri::RuntimeHandler { name, features: Some(features) });
     let mut response = cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
-        runtime_handlers: handlers,
-        features: Some(features),
+        runtime_handlers: handlers.collect(),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: settings.handlers.keys().any(|name| userns(name)),
+        }),
         ..Default::default()
     };
     if verbose {
-        response.info.insert("config".into(), config(world).to_string());
+        let about = concat!("none: Troupe ", env!("CARGO_PKG_VERSION"), " is written in Rust");
+        response.info = [("config", settings.info.clone()), ("golang", about.into())].map(|(k, v)| (k.to_owned(), v)).into();
         response.info.extend(network.info);
     }
     Ok(response)
-}
-
-/// Directories by containerd's names, which clients look for, and our settings.
-fn config(world: &World) -> serde_json::Value {
-    let args = &world.args;
-    json!({
-        "containerdRootDir": args.root,
-        "rootDir": args.root,
-        "stateDir": args.state,
-        "settings": format!("{:?}", args.settings),
-    })
 }

@@ -99,13 +99,13 @@ mod tests {
         let metadata = Some(cri::ContainerMetadata { name: format!("name-{id}"), attempt: 0 });
         let image = Some(cri::ImageSpec { image: "sha256:1".into(), user_specified_image: "nginx".into(), ..Default::default() });
         let status = cri::ContainerStatus { id: id.into(), metadata, image, started_at: 1_700_000_000_500_000_000, ..Default::default() };
-        Arc::new(Container { sandbox_id: "p".into(), status, snapshotter: "s".into(), tty: false, pid: 0, spec: "".into() })
+        Arc::new(Container { sandbox_id: "p".into(), status, snapshotter: "s".into(), ..Default::default() })
     }
 
     fn pod() -> cri::PodSandboxMetrics {
         let metadata = Some(cri::PodSandboxMetadata { name: "pod".into(), namespace: "ns".into(), ..Default::default() });
         let status = cri::PodSandboxStatus { id: "p".into(), metadata, ..Default::default() };
-        let pod = Arc::new(Pod { status, netns: String::new(), config: Arc::default(), info: Default::default() });
+        let pod = Arc::new(Pod { status, ..Default::default() });
         let bytes = ["Read", "Write"].map(|k| (k.to_owned(), 4096)).into();
         let figures = Figures {
             at_ns: 1_700_000_100_000_000_000,

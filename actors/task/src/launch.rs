@@ -22,10 +22,24 @@ const MAX_REPLY: u64 = 1 << 20;
 /// The reply is complete when the binary ends; a server that kept its output open must not hold us.
 const AFTER_EXIT: Duration = Duration::from_millis(100);
 
-/// The runtime's options as runc's shim knows them.
+/// The runtime's options as its shim knows them.
 pub fn options(runtime: &Runtime) -> Any {
-    let (binary_name, root) = (runtime.binary_name.clone(), runtime.root.clone());
-    proto::any(&Options { binary_name, root, systemd_cgroup: runtime.systemd_cgroup, ..Default::default() })
+    if let Some(other) = runtime.other.clone() {
+        let (type_url, config_path, config_body) = (other.type_url, other.config_path, other.config_body.into_bytes());
+        return proto::any(&proto::runtime_options::Options { type_url, config_path, config_body });
+    }
+    proto::any(&Options {
+        binary_name: runtime.binary_name.clone(),
+        root: runtime.root.clone(),
+        systemd_cgroup: runtime.systemd_cgroup,
+        criu_image_path: runtime.criu_image_path.clone(),
+        criu_work_path: runtime.criu_work_path.clone(),
+        io_uid: runtime.io_uid,
+        io_gid: runtime.io_gid,
+        no_new_keyring: runtime.no_new_keyring,
+        shim_cgroup: runtime.shim_cgroup.clone(),
+        ..Default::default()
+    })
 }
 
 /// Starts the shim of a pod.

@@ -35,6 +35,30 @@ pub fn normalise(bundle: &Path) -> io::Result<()> {
     std::fs::write(&path, config.to_string())
 }
 
+/// Says which SELinux label the program gets that this process is about to become. Every process has its own wish, so nobody else's changes.
+fn label(spec: &Spec) -> Result<(), ExecutorError> {
+    let label = spec.process().as_ref().and_then(|p| p.selinux_label().as_deref()).unwrap_or_default();
+    if label.is_empty() {
+        return Ok(());
+    }
+    let written = std::fs::write("/proc/self/attr/exec", label);
+    written.map_err(|e| ExecutorError::Other(format!("SELinux label {label:?}: {e}")))
+}
+
+/// Runs the program under its SELinux label, if it has one.
+#[derive(Clone)]
+pub struct Labelled;
+
+impl Executor for Labelled {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        label(spec)?;
+        default::get_executor().exec(spec)
+    }
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        default::get_executor().validate(spec)
+    }
+}
+
 /// Loads the filter as the last thing before the program, and then drops what loading it needed.
 #[derive(Clone)]
 pub struct Guard {
@@ -83,6 +107,8 @@ impl Guard {
 impl Executor for Guard {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let failed = |what: &str, e: &dyn std::error::Error| ExecutorError::Other(format!("{what}: {e}"));
+        // Before the filter, which may not let it be written.
+        label(spec)?;
         initialize_seccomp(&self.seccomp).map_err(|e| failed("seccomp", &e))?;
         if let Some(wanted) = &self.wanted {
             drop_privileges(wanted, create_syscall().as_ref()).map_err(|e| failed("capabilities", &e))?;

@@ -3,7 +3,7 @@ use super::{Request, diary, guard, launch, stage, systemd};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, default};
+use libcontainer::workload::Executor;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -39,22 +39,24 @@ fn step(request: &Request, mut fds: impl Iterator<Item = OwnedFd>) -> io::Result
             let _held = stage::prepare(&request.bundle)?;
             let spec = launch::specification(&request.bundle)?;
             if launch::fits(&spec) {
-                return launch::create(request, spec, &streams(request, fds)?, default::get_executor());
+                return launch::create(request, spec, &streams(request, fds)?, Box::new(guard::Labelled));
             }
-            let container = builder(request, &mut fds)?.as_init(&request.bundle).with_systemd(false).with_detach(true);
+            let container =
+                builder(request, &mut fds)?.with_executor(guard::Labelled).as_init(&request.bundle).with_systemd(false).with_detach(true);
             let container = container.build().map_err(told)?;
             Ok(container.pid().map_or(0, |p| p.as_raw() as u32))
         }
         "exec" => {
             let file = request.file.clone().ok_or_else(|| io::Error::other("no process"))?;
             let guard = guard::Guard::for_exec(&request.bundle, &file)?;
-            let executor = guard.map_or_else(default::get_executor, |g| Box::new(g) as Box<dyn Executor>);
+            let executor = guard.map_or_else(|| Box::new(guard::Labelled) as Box<dyn Executor>, |g| Box::new(g));
             launch::exec(request, &file, &streams(request, fds)?, executor)
         }
         "start" => load(request)?.start().map_err(told).map(|()| 0),
         "pause" => load(request)?.pause().map_err(told).map(|()| 0),
         "resume" => load(request)?.resume().map_err(told).map(|()| 0),
         "delete" => launch::delete(&request.root, &request.id).map(|()| 0),
+        "checkpoint" => checkpoint(request).map(|()| 0),
         "update" => update(request).map(|()| 0),
         other => Err(io::Error::other(format!("the engine knows no step {other:?}"))),
     }
@@ -79,6 +81,26 @@ fn builder(request: &Request, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Re
 
 fn load(request: &Request) -> io::Result<Container> {
     Container::load(request.root.join(&request.id)).map_err(told)
+}
+
+/// Writes the container's processes down with CRIU. The file holds the wish ([`crate::runtime::Checkpoint`]).
+fn checkpoint(request: &Request) -> io::Result<()> {
+    let file = request.file.as_ref().ok_or_else(|| io::Error::other("no wish"))?;
+    let wish: serde_json::Value = serde_json::from_slice(&std::fs::read(file)?)?;
+    let yes = |key: &str| wish[key] == true;
+    let path = |key: &str| wish[key].as_str().filter(|p| !p.is_empty()).map(std::path::PathBuf::from);
+    let options = libcontainer::container::CheckpointOptions {
+        ext_unix_sk: yes("external_unix_sockets"),
+        file_locks: yes("file_locks"),
+        image_path: path("image_path").ok_or_else(|| io::Error::other("no image path"))?,
+        leave_running: !yes("exit"),
+        shell_job: yes("terminal"),
+        tcp_established: yes("open_tcp"),
+        work_path: path("work_path"),
+        manage_cgroups_mode: rust_criu::CgMode::DEFAULT,
+        link_remap: false,
+    };
+    load(request)?.checkpoint(&options).map_err(told)
 }
 
 fn update(request: &Request) -> io::Result<()> {

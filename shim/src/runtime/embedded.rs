@@ -1,5 +1,5 @@
 //! The embedded engine, seen from the server: each step is a request to the engine's process ([`crate::engine`]).
-use super::{ChildIo, EMBEDDED, note};
+use super::{Checkpoint, ChildIo, EMBEDDED, note};
 use crate::engine::{Engine, Request};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,14 @@ impl Embedded {
     /// Pauses or resumes.
     pub async fn freeze(&self, id: &str, pause: bool) -> io::Result<()> {
         self.ask(self.request(if pause { "pause" } else { "resume" }, id), None).await.map(drop)
+    }
+    /// Writes the processes down with CRIU.
+    pub async fn checkpoint(&self, id: &str, bundle: &Path, wish: &Checkpoint) -> io::Result<()> {
+        let file = bundle.join("checkpoint.json");
+        std::fs::write(&file, wish.json().to_string())?;
+        let done = self.ask(Request { file: Some(file.clone()), bundle: bundle.into(), ..self.request("checkpoint", id) }, None).await;
+        let _ = std::fs::remove_file(file);
+        done.map(drop)
     }
     /// Updates resources.
     pub async fn update(&self, id: &str, bundle: &Path, resources: &[u8]) -> io::Result<()> {

@@ -1,5 +1,5 @@
 //! A runc-compatible binary, run for each step.
-use super::{ChildIo, note};
+use super::{Checkpoint, ChildIo, Wish, note};
 use crate::reaper::{Exit, Reaper};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,13 +12,14 @@ pub struct External {
     binary: String,
     root: PathBuf,
     systemd: bool,
+    no_new_keyring: bool,
     reaper: Reaper,
 }
 
 impl External {
-    /// Over `root`, the directory of its state.
-    pub fn new(binary: &str, root: &Path, systemd: bool, reaper: Reaper) -> External {
-        External { binary: binary.into(), root: root.into(), systemd, reaper }
+    /// As is wished; `root` is the directory of its state.
+    pub fn new(binary: &str, root: &Path, wish: &Wish<'_>, reaper: Reaper) -> External {
+        External { binary: binary.into(), root: root.into(), systemd: wish.systemd, no_new_keyring: wish.no_new_keyring, reaper }
     }
 
     fn command(&self, log: &Path) -> Command {
@@ -72,6 +73,9 @@ impl External {
         let (log, pid_file) = (bundle.join("log.json"), bundle.join("init.pid"));
         let mut command = self.command(&log);
         command.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg(&pid_file);
+        if self.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
         console(&mut command, &io);
         command.arg(id);
         self.run(command, &log, Some(io)).await?;
@@ -116,6 +120,29 @@ impl External {
         let log = bundle.join("freeze.json");
         let mut command = self.command(&log);
         command.args([if pause { "pause" } else { "resume" }, id]);
+        self.run(command, &log, None).await
+    }
+
+    /// Writes the processes down with CRIU.
+    pub async fn checkpoint(&self, id: &str, bundle: &Path, wish: &Checkpoint) -> io::Result<()> {
+        let log = bundle.join("checkpoint-log.json");
+        let mut command = self.command(&log);
+        command.arg("checkpoint").arg("--image-path").arg(&wish.image_path);
+        if !wish.work_path.as_os_str().is_empty() {
+            command.arg("--work-path").arg(&wish.work_path);
+        }
+        for (wanted, flag) in [
+            (!wish.exit, "--leave-running"),
+            (wish.open_tcp, "--tcp-established"),
+            (wish.external_unix_sockets, "--ext-unix-sk"),
+            (wish.terminal, "--shell-job"),
+            (wish.file_locks, "--file-locks"),
+        ] {
+            if wanted {
+                command.arg(flag);
+            }
+        }
+        command.arg(id);
         self.run(command, &log, None).await
     }
 

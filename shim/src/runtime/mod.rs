@@ -7,6 +7,7 @@ mod external;
 
 use crate::engine::Engine;
 use crate::reaper::Reaper;
+use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,37 @@ pub struct Wish<'a> {
     pub root: &'a str,
     /// `SystemdCgroup`.
     pub systemd: bool,
+    /// `NoNewKeyring`: the embedded engine never makes one.
+    pub no_new_keyring: bool,
     /// The caller's namespace.
     pub namespace: &'a str,
+}
+
+/// What a checkpoint shall hold, and where it goes.
+#[derive(Default)]
+pub struct Checkpoint {
+    /// Directory of CRIU's images.
+    pub image_path: PathBuf,
+    /// Directory of its logs; empty = the same.
+    pub work_path: PathBuf,
+    /// The processes end.
+    pub exit: bool,
+    /// Open TCP connections.
+    pub open_tcp: bool,
+    /// Unix sockets whose other end is outside.
+    pub external_unix_sockets: bool,
+    /// A terminal.
+    pub terminal: bool,
+    /// Locks of files.
+    pub file_locks: bool,
+}
+
+impl Checkpoint {
+    /// For the engine's process.
+    fn json(&self) -> Value {
+        serde_json::json!({"image_path": self.image_path, "work_path": self.work_path, "exit": self.exit, "open_tcp": self.open_tcp,
+            "external_unix_sockets": self.external_unix_sockets, "terminal": self.terminal, "file_locks": self.file_locks})
+    }
 }
 
 /// Where state is kept if the caller does not say.
@@ -62,7 +92,7 @@ impl Runtime {
         let root = Path::new(if wish.root.is_empty() { ROOT } else { wish.root }).join(wish.namespace);
         match wish.binary {
             "" => Runtime::Embedded(embedded::Embedded::new(engine.clone(), &root, wish.systemd)),
-            binary => Runtime::External(external::External::new(binary, &root, wish.systemd, reaper)),
+            binary => Runtime::External(external::External::new(binary, &root, wish, reaper)),
         }
     }
     /// Creates a container; answers the pid of its init.
@@ -98,6 +128,13 @@ impl Runtime {
         match self {
             Runtime::Embedded(r) => r.freeze(id, pause).await,
             Runtime::External(r) => r.freeze(id, bundle, pause).await,
+        }
+    }
+    /// Writes the processes down with CRIU.
+    pub async fn checkpoint(&self, id: &str, bundle: &Path, wish: &Checkpoint) -> io::Result<()> {
+        match self {
+            Runtime::Embedded(r) => r.checkpoint(id, bundle, wish).await,
+            Runtime::External(r) => r.checkpoint(id, bundle, wish).await,
         }
     }
     /// Updates resources (OCI `LinuxResources`).

@@ -188,7 +188,7 @@ async fn lists_are_never_incomplete_after_a_start() {
     assert!(status.message().starts_with("server is not initialized yet"), "{status}");
 
     let status = PodSandboxStatus { id: "abc1".into(), ..Default::default() };
-    let pod = sandbox::Pod { status, netns: String::new(), config: Arc::default(), info: Default::default() };
+    let pod = sandbox::Pod { status, ..Default::default() };
     let pods = [("abc1".to_owned(), Arc::new(pod))].into();
     d.pods.0.store(Arc::new(sandbox::Picture { pods, recovered: true, ..Default::default() }));
     let list = d.client.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner();

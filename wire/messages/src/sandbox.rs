@@ -1,5 +1,6 @@
 //! `sandbox`: pods and their containers. CRI's runtime calls come here; lists and statuses are read from the published [`View`] instead.
 use crate::feed::Feed;
+use crate::task;
 use arc_swap::ArcSwap;
 use kernel::Protocol;
 use proto::cri;
@@ -13,7 +14,7 @@ impl Protocol for Sandboxes {
 }
 
 /// A pod as published.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Pod {
     /// Status as CRI gives it.
     pub status: cri::PodSandboxStatus,
@@ -21,12 +22,25 @@ pub struct Pod {
     pub netns: String,
     /// Configuration as the client gave it.
     pub config: Arc<cri::PodSandboxConfig>,
-    /// Verbose info: key → JSON text.
-    pub info: BTreeMap<String, String>,
+    /// Process that stands for it.
+    pub pid: u32,
+    /// How it is run.
+    pub runtime: Arc<Runtime>,
+    /// What an OCI specification would say of it, JSON: there is no process of its own.
+    pub spec: Arc<str>,
+}
+
+/// How a pod is run, as verbose statuses show it.
+#[derive(Clone, Debug, Default)]
+pub struct Runtime {
+    /// Type as configured.
+    pub kind: String,
+    /// Options of the shim.
+    pub options: task::Runtime,
 }
 
 /// A container as published.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Container {
     /// Its pod.
     pub sandbox_id: String,
@@ -40,6 +54,10 @@ pub struct Container {
     pub pid: u32,
     /// Its OCI specification, JSON.
     pub spec: Arc<str>,
+    /// Its configuration as the client gave it, encoded: few ask for it.
+    pub config: Arc<[u8]>,
+    /// It is being removed.
+    pub removing: bool,
 }
 
 /// Immutable picture of all pods and containers, replaced as a whole: readers never wait.

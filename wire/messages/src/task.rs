@@ -17,6 +17,7 @@ pub const OWN_SHIM: &str = "io.containerd.troupe.v2";
 
 /// How to run things: the runtime of a pod, from the configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
 pub struct Runtime {
     /// Runtime type (`io.containerd.troupe.v2`) or absolute path of a shim.
     pub name: String,
@@ -26,6 +27,31 @@ pub struct Runtime {
     pub systemd_cgroup: bool,
     /// `Root` of the options.
     pub root: String,
+    /// `CriuImagePath` of the options.
+    pub criu_image_path: String,
+    /// `CriuWorkPath` of the options.
+    pub criu_work_path: String,
+    /// `IoUid` of the options.
+    pub io_uid: u32,
+    /// `IoGid` of the options.
+    pub io_gid: u32,
+    /// `NoNewKeyring` of the options.
+    pub no_new_keyring: bool,
+    /// `ShimCgroup` of the options.
+    pub shim_cgroup: String,
+    /// Options of a shim that is not like runc's, instead of those above.
+    pub other: Option<Options>,
+}
+
+/// Options of a shim that is not like runc's (`runtimeoptions.v1.Options`).
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Options {
+    /// What the body is.
+    pub type_url: String,
+    /// A file of the node.
+    pub config_path: String,
+    /// Or the options themselves, TOML.
+    pub config_body: String,
 }
 
 /// Namespaces that a pod shares, for a sandbox without a pause process.

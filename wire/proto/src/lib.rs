@@ -6,6 +6,8 @@
 pub mod glue;
 #[cfg(feature = "grpc")]
 mod redact;
+#[cfg(feature = "grpc")]
+pub mod shown;
 
 #[cfg(feature = "grpc")]
 pub use tonic;
@@ -78,6 +80,27 @@ pub mod events {
 pub mod types {
     pub use crate::wire::containerd::types::*;
     pub use crate::wire::containerd::v1::types::*;
+}
+
+/// Options of shims that are not like runc's: `runtimeoptions.v1`, which containerd fills from its configuration.
+pub mod runtime_options {
+    /// The options.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Options {
+        /// Type of the body.
+        #[prost(string, tag = "1")]
+        pub type_url: String,
+        /// A file of the node.
+        #[prost(string, tag = "2")]
+        pub config_path: String,
+        /// Or the options themselves.
+        #[prost(bytes = "vec", tag = "3")]
+        pub config_body: Vec<u8>,
+    }
+    impl prost::Name for Options {
+        const NAME: &'static str = "Options";
+        const PACKAGE: &'static str = "runtimeoptions.v1";
+    }
 }
 
 /// Options of the runc shim.

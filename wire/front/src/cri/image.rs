@@ -1,6 +1,6 @@
 //! `runtime.v1.ImageService`.
 
-use super::{Cri, feed, lists, required};
+use super::{Cri, feed, info, lists, required};
 use kernel::Fault;
 use messages::image::{FsInfo, Images, Pull, Remove};
 use proto::async_trait;
@@ -29,7 +29,7 @@ impl ImageService for Cri {
         let view = &self.images;
         self.call("runtime.v1.ImageService/ImageStatus", request, |_, q| async move {
             let found = view.find(&reference(q.image)?)?;
-            let info = found.as_ref().filter(|_| q.verbose).map(|i| lists::image_info(i)).unwrap_or_default();
+            let info = found.as_ref().filter(|_| q.verbose).map(|i| info::image(i)).unwrap_or_default();
             Ok(ImageStatusResponse { image: found.map(|i| lists::image(&i)), info })
         })
         .await

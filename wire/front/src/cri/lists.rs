@@ -1,7 +1,7 @@
 //! Lists and statuses, from the published pictures. Pure functions.
 
 use kernel::{Class, Fault, Result};
-use messages::image::Image;
+use messages::image::{self as images, Image};
 use messages::sandbox::{Container, Picture, Pod};
 use proto::cri;
 use std::collections::{BTreeMap, HashMap};
@@ -125,18 +125,17 @@ pub fn image(i: &Image) -> cri::Image {
     }
 }
 
-/// Verbose info of a container.
-pub fn container_info(c: &Container) -> HashMap<String, String> {
-    let spec: Option<&serde_json::value::RawValue> = serde_json::from_str(&c.spec).ok();
-    let info = serde_json::json!({ "sandboxID": c.sandbox_id, "pid": c.pid, "removing": false, "snapshotKey": c.status.id,
-        "snapshotter": c.snapshotter, "runtimeSpec": spec });
-    HashMap::from([("info".to_owned(), info.to_string())])
-}
-
-/// Verbose info of an image.
-pub fn image_info(i: &Image) -> HashMap<String, String> {
-    let info = serde_json::json!({ "chainID": i.chain_id, "imageSpec": i.config });
-    HashMap::from([("info".to_owned(), info.to_string())])
+/// A container's status, with its image named as that is named now.
+pub fn status(c: &Container, images: &images::View) -> cri::ContainerStatus {
+    let mut status = c.status.clone();
+    let all = images.0.load();
+    if let Some(image) = all.iter().find(|i| i.id == status.image_id) {
+        if let Some(tag) = image.repo_tags.first() {
+            status.image.get_or_insert_default().image.clone_from(tag);
+        }
+        status.image_ref.clone_from(image.repo_digests.first().unwrap_or(&image.id));
+    }
+    status
 }
 
 #[cfg(test)]
@@ -149,7 +148,7 @@ mod tests {
         for (id, app, state) in [("aa1", "web", 0), ("aa2", "db", 0), ("b", "web", 1)] {
             let labels = HashMap::from([("app".to_owned(), app.to_owned())]);
             let status = cri::PodSandboxStatus { id: id.into(), state, labels, ..Default::default() };
-            p.pods.insert(id.into(), Arc::new(Pod { status, netns: String::new(), config: Arc::default(), info: BTreeMap::new() }));
+            p.pods.insert(id.into(), Arc::new(Pod { status, ..Default::default() }));
         }
         p
     }
@@ -182,8 +181,7 @@ mod tests {
         let mut p = picture();
         for (id, pod, created_at) in [("c1", "b", 1), ("c2", "b", 3), ("c3", "b", 2), ("c4", "aa1", 4)] {
             let status = cri::ContainerStatus { id: id.into(), created_at, ..Default::default() };
-            let container =
-                Container { sandbox_id: pod.into(), status, snapshotter: String::new(), tty: false, pid: 0, spec: Arc::from("") };
+            let container = Container { sandbox_id: pod.into(), status, ..Default::default() };
             p.containers.insert(id.into(), Arc::new(container));
         }
         assert_eq!(newest_first(&p, "b").into_iter().map(|s| s.id).collect::<Vec<_>>(), ["c2", "c3", "c1"]);

@@ -6,9 +6,11 @@
 
 mod feed;
 mod image;
+mod info;
 mod lists;
 mod meters;
 mod runtime;
+mod status;
 pub mod streams;
 
 use crate::call;

@@ -1,6 +1,6 @@
 //! `runtime.v1.RuntimeService`.
 
-use super::{Cri, feed, lists, required};
+use super::{Cri, feed, info, lists, required, status};
 use crate::call::not_yet;
 use kernel::{Addr, Fault};
 use messages::sandbox::{self as pods, Sandboxes};
@@ -51,9 +51,8 @@ impl RuntimeService for Cri {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let actor = self.sandboxes();
         let name = "runtime.v1.RuntimeService/Status";
-        self.call(name, request, |cx, q| async move { actor.call(&cx, pods::Status { verbose: q.verbose }).await }).await
+        self.call(name, request, |cx, q| async move { status::answer(self, &cx, q.verbose).await }).await
     }
 
     async fn runtime_config(&self, request: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
@@ -117,7 +116,7 @@ impl RuntimeService for Cri {
             let timestamp = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
             let picture = self.picture(&cx).await?;
             let pod = lists::find(&picture.pods, &q.pod_sandbox_id, "pod sandbox")?;
-            let info = if q.verbose { pod.info.clone().into_iter().collect() } else { Default::default() };
+            let info = if q.verbose { info::pod(pod) } else { Default::default() };
             // One picture, so the containers are as they were at one time: a kubelet that goes by events need not ask for each.
             let containers_statuses = lists::newest_first(&picture, &pod.status.id);
             Ok(PodSandboxStatusResponse { status: Some(pod.status.clone()), info, containers_statuses, timestamp })
@@ -192,8 +191,9 @@ impl RuntimeService for Cri {
         self.call("runtime.v1.RuntimeService/ContainerStatus", request, |cx, q| async move {
             let picture = self.picture(&cx).await?;
             let container = lists::find(&picture.containers, &q.container_id, "container")?;
-            let info = if q.verbose { lists::container_info(container) } else { Default::default() };
-            Ok(ContainerStatusResponse { status: Some(container.status.clone()), info })
+            let pod = picture.pods.get(&container.sandbox_id).map(|p| &**p);
+            let info = if q.verbose { info::container(container, pod) } else { Default::default() };
+            Ok(ContainerStatusResponse { status: Some(lists::status(container, &self.images)), info })
         })
         .await
     }
