@@ -77,7 +77,9 @@ async fn churn(daemon: &Daemon, count: usize) -> Duration {
                     return;
                 }
                 let began = Instant::now();
-                let pod = cri.pod(&format!("pod{n}"), true, &logs);
+                let mut pod = cri.pod(&format!("pod{n}"), true, &logs);
+                // So much that no window of a connection holds all events.
+                pod.annotations.insert("large".into(), "x".repeat(8000));
                 let sandbox = cri.run_pod(&pod).await.unwrap();
                 cri.drop_pod(&sandbox).await.unwrap();
                 longest.fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Two samples must be this far apart, or their quotient is noise.
 const APART_NS: i64 = 500_000_000;
 
+/// A sample that is older than the last by less than this has been overtaken; by more, the clock was set back.
+const LATE_NS: i64 = 60_000_000_000;
+
 /// CPU time at a moment.
 #[derive(Clone, Copy)]
 struct Sample {
@@ -34,6 +37,10 @@ impl Samples {
             self.all.insert(id.to_owned(), (now, None));
             return None;
         };
+        // Read before the last one and told after it: what is known is newer.
+        if at_ns < last.at_ns && last.at_ns - at_ns < LATE_NS {
+            return before.as_ref().and_then(|b| quotient(b, last));
+        }
         // A counter that began anew, a clock that was set back, or a pause that was too long.
         if usage_ns < last.usage_ns || at_ns < last.at_ns || at_ns - last.at_ns > self.retention_ns {
             (*last, *before) = (now, None);
@@ -42,10 +49,13 @@ impl Samples {
         if at_ns - last.at_ns >= APART_NS {
             (*before, *last) = (Some(*last), now);
         }
-        let since = before.as_ref()?;
-        let (spent, passed) = (usage_ns.saturating_sub(since.usage_ns), at_ns - since.at_ns);
-        (passed >= APART_NS).then(|| u64::try_from(u128::from(spent) * 1_000_000_000 / passed as u128).ok()).flatten()
+        quotient(before.as_ref()?, &now)
     }
+}
+
+fn quotient(since: &Sample, now: &Sample) -> Option<u64> {
+    let (spent, passed) = (now.usage_ns.saturating_sub(since.usage_ns), now.at_ns - since.at_ns);
+    (passed >= APART_NS).then(|| u64::try_from(u128::from(spent) * 1_000_000_000 / passed as u128).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -65,6 +75,7 @@ mod tests {
         assert_eq!(rate(12 * S, 500_000_100), Some(0), "idle is not absent");
         assert_eq!(rate(13 * S, 5), None, "it began anew");
         assert_eq!(rate(14 * S, 1_000_000_005), Some(1_000_000_000));
+        assert_eq!(rate(13 * S + S / 2, 500_000_005), Some(1_000_000_000), "overtaken by the one before");
         assert_eq!(rate(300 * S, 2_000_000_005), None, "too old");
     }
 }
