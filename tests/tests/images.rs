@@ -427,7 +427,7 @@ async fn an_image_that_is_not_whole_is_hidden_until_it_is_pulled_again() {
     assert!(listed(&mut cri).await.is_empty(), "not shown");
     assert!(status(&mut cri, &image).await.is_none());
     cri.pull(&image).await.unwrap();
-    assert_eq!(listed(&mut cri).await[0].repo_tags, [image.clone()]);
+    assert_eq!(listed(&mut cri).await[0].repo_tags, std::slice::from_ref(&image));
     let pod = cri.run_pod(&sandbox).await.unwrap();
     cri.run(&pod, &config, &sandbox).await.unwrap();
     cri.drop_pod(&pod).await.unwrap();
