@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use troupe_image::registry;
 
+/// Networks of an earlier boot's pods that are released side by side: each is some processes.
+const NETWORK_TURNS: usize = 4;
+
 /// What runs.
 pub struct Daemon {
     /// The kernel.
@@ -90,6 +93,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
         images: image,
         snapshots,
         tasks,
+        slots: Default::default(),
+        selinux: Arc::new(troupe_sandbox::spec::selinux::SeLinux::new(
+            plugins.runtime.enable_selinux,
+            plugins.runtime.selinux_category_range,
+        )),
+        turns: Arc::new(tokio::sync::Semaphore::new(NETWORK_TURNS)),
+        userns: Default::default(),
     };
     system.start::<troupe_sandbox::SandboxActor>(sandbox).await?;
     Ok(Daemon { system, pods, images })

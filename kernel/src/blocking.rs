@@ -1,7 +1,9 @@
-//! Blocking system calls: on threads of the kernel's own, named, listed, abandoned past their limit.
+//! Blocking system calls: on threads of the kernel's own, named, listed, abandoned past their limit. What may never return gets a thread for itself,
+//! so that it takes no place in the pool, and keeps no file of the process open ([`crate::alone`]).
 use crate::cx::Cx;
 use crate::{Fault, Result};
 use parking_lot::{Condvar, Mutex};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Threads at most that are not abandoned.
 const THREADS: usize = 64;
+/// Calls at most that have a thread for themselves.
+const ALONE: usize = 256;
 /// An idle thread ends after this.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -19,7 +23,7 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BlockingInfo {
     /// Name.
-    pub name: &'static str,
+    pub name: String,
     /// Actor.
     pub actor: String,
     /// Age.
@@ -33,7 +37,17 @@ struct State {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
-    running: BTreeMap<u64, (&'static str, Arc<str>, Instant, bool)>,
+    running: BTreeMap<u64, Running>,
+    alone: usize,
+}
+
+/// A call under way.
+struct Running {
+    name: Cow<'static, str>,
+    actor: Arc<str>,
+    began: Instant,
+    abandoned: bool,
+    pooled: bool,
 }
 
 /// The pool.
@@ -49,40 +63,100 @@ impl Pool {
     pub async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         cx: &Cx,
-        name: &'static str,
+        name: Cow<'static, str>,
         limit: Duration,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (pool, actor, inside) = (self.clone(), cx.0.actor.clone(), cx.clone());
-        self.submit(Box::new(move || {
-            pool.state.lock().running.insert(id, (name, actor, Instant::now(), false));
-            let _entered = crate::scope::enter(&inside);
-            let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(Fault::internal(format!("{name} panicked"))));
-            let mut state = pool.state.lock();
-            if let Some((.., true)) = state.running.remove(&id) {
-                state.threads += 1;
+        let (pool, inside, what) = (self.clone(), cx.clone(), name.clone());
+        self.submit(Box::new(move || pool.perform(id, &inside, what, true, f, tx)));
+        self.outcome(id, name, limit, rx).await
+    }
+
+    /// On a thread of its own that holds none of the process's files.
+    pub async fn run_alone<T: Send + 'static>(
+        self: &Arc<Self>,
+        cx: &Cx,
+        name: Cow<'static, str>,
+        limit: Duration,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (pool, inside, what) = (self.clone(), cx.clone(), name.clone());
+        {
+            let mut state = self.state.lock();
+            if state.alone >= ALONE {
+                return Err(Fault::resource_exhausted(format!("{name}: {ALONE} calls that may hang are under way already")));
             }
-            drop(state);
-            let _ = tx.send(result);
-        }));
+            state.alone += 1;
+        }
+        let work = move || {
+            let f = || crate::alone::let_go_of_files().map_err(Fault::from).and_then(|()| f());
+            pool.perform(id, &inside, what, false, f, tx);
+            pool.state.lock().alone -= 1;
+        };
+        if let Err(e) = std::thread::Builder::new().name("troupe-alone".into()).stack_size(256 << 10).spawn(work) {
+            self.state.lock().alone -= 1;
+            return Err(Fault::from(e).context(format!("{name}: no thread")));
+        }
+        self.outcome(id, name, limit, rx).await
+    }
+
+    /// The thread's part.
+    fn perform<T>(
+        &self,
+        id: u64,
+        cx: &Cx,
+        name: Cow<'static, str>,
+        pooled: bool,
+        f: impl FnOnce() -> Result<T>,
+        tx: tokio::sync::oneshot::Sender<Result<T>>,
+    ) {
+        if tx.is_closed() {
+            // Given up while it waited for a thread: whoever asked was told that it did not happen.
+            return;
+        }
+        let (actor, panicked) = (cx.0.actor.clone(), format!("{name} panicked"));
+        self.state.lock().running.insert(id, Running { name, actor, began: Instant::now(), abandoned: false, pooled });
+        let _entered = crate::scope::enter(cx);
+        let result = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(Fault::internal(panicked)));
+        let mut state = self.state.lock();
+        if state.running.remove(&id).is_some_and(|r| r.abandoned && r.pooled) {
+            state.threads += 1;
+        }
+        drop(state);
+        let _ = tx.send(result);
+    }
+
+    /// The caller's part.
+    async fn outcome<T>(
+        &self,
+        id: u64,
+        name: Cow<'static, str>,
+        limit: Duration,
+        rx: tokio::sync::oneshot::Receiver<Result<T>>,
+    ) -> Result<T> {
+        // Whoever drops the future gives the call up as much as one whose time is over.
+        let mut given_up = GivenUp(self, Some(id));
         match tokio::time::timeout(limit, rx).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Fault::internal(format!("{name}: lost"))),
-            Err(_) => {
-                self.abandon(id);
-                Err(Fault::deadline_exceeded(format!("{name} did not return within {limit:?}; its thread is given up")))
+            Ok(result) => {
+                given_up.1 = None;
+                result.unwrap_or_else(|_| Err(Fault::internal(format!("{name}: lost"))))
             }
+            Err(_) => Err(Fault::deadline_exceeded(format!("{name} did not return within {limit:?}; its thread is given up"))),
         }
     }
 
     fn abandon(&self, id: u64) {
         let mut state = self.state.lock();
         if let Some(entry) = state.running.get_mut(&id) {
-            entry.3 = true;
-            // Its place may be taken by a new thread.
-            state.threads = state.threads.saturating_sub(1);
+            entry.abandoned = true;
+            if entry.pooled {
+                // Its place may be taken by a new thread.
+                state.threads = state.threads.saturating_sub(1);
+            }
             self.abandoned.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -128,12 +202,18 @@ impl Pool {
         state
             .running
             .values()
-            .map(|(name, actor, began, abandoned)| BlockingInfo {
-                name,
-                actor: actor.to_string(),
-                age: began.elapsed(),
-                abandoned: *abandoned,
-            })
+            .map(|r| BlockingInfo { name: r.name.to_string(), actor: r.actor.to_string(), age: r.began.elapsed(), abandoned: r.abandoned })
             .collect()
+    }
+}
+
+/// Gives a call up when it is dropped before the call has ended.
+struct GivenUp<'a>(&'a Pool, Option<u64>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.1 {
+            self.0.abandon(id);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What is known of a panic: where, and by which way. Unwinding loses both, so a hook keeps them for whoever catches it.
 use std::backtrace::Backtrace;
 use std::cell::RefCell;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 /// Lines of a backtrace that are kept: the frames near the panic tell what matters.
 const LINES: usize = 40;
@@ -16,7 +16,20 @@ thread_local! {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trace {
     pub location: String,
-    pub backtrace: String,
+    frames: Option<Arc<Backtrace>>,
+}
+
+impl Trace {
+    /// The frames near the panic, as text. Slow, the first time by seconds: it reads the debug information of the whole program. Never on an actor's thread,
+    /// whose other actors would wait, and the watchdog would take for hung.
+    pub fn backtrace(&self) -> String {
+        let Some(frames) = &self.frames else { return String::new() };
+        let all = frames.to_string();
+        // The first frames are the machinery of panicking itself.
+        let frames = all.lines().skip_while(|l| !l.contains("rust_begin_unwind") && !l.contains("panicking::panic_fmt"));
+        let kept: Vec<&str> = frames.take(LINES).collect();
+        if kept.is_empty() { all.lines().take(LINES).collect::<Vec<_>>().join("\n") } else { kept.join("\n") }
+    }
 }
 
 /// Installs the hook, once for the process.
@@ -29,12 +42,8 @@ pub(crate) fn install() {
                 return before(info);
             }
             let location = info.location().map(ToString::to_string).unwrap_or_default();
-            let all = Backtrace::force_capture().to_string();
-            // The first frames are the machinery of panicking itself.
-            let frames = all.lines().skip_while(|l| !l.contains("rust_begin_unwind") && !l.contains("panicking::panic_fmt"));
-            let kept: Vec<&str> = frames.take(LINES).collect();
-            let backtrace = if kept.is_empty() { all.lines().take(LINES).collect::<Vec<_>>().join("\n") } else { kept.join("\n") };
-            LAST.with(|l| *l.borrow_mut() = Some(Trace { location, backtrace }));
+            let frames = Some(Arc::new(Backtrace::force_capture()));
+            LAST.with(|l| *l.borrow_mut() = Some(Trace { location, frames }));
         }));
     });
 }

@@ -184,7 +184,18 @@ impl Cx {
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let limit = self.remaining().map_or(limit, |r| r.min(limit));
-        self.0.system.blocking_pool().run(self, name, limit, f).await
+        self.0.system.blocking_pool().run(self, name.into(), limit, f).await
+    }
+    /// The same for what may never return, such as a path on a file system whose server is gone: on a thread of its own that holds none of the process's
+    /// files, so that it is in nobody's way, not even in that of the daemon's successor. `f` must not use a descriptor that was opened outside of it.
+    pub async fn blocking_alone<T: Send + 'static>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        limit: Duration,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let limit = self.remaining().map_or(limit, |r| r.min(limit));
+        self.0.system.blocking_pool().run_alone(self, name.into(), limit, f).await
     }
     /// A background operation of this generation of the actor: cancelled on restart, traced by itself, without a deadline.
     pub fn spawn<F, Fut>(&self, name: &'static str, f: F)

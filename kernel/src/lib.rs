@@ -2,6 +2,7 @@
 //! It knows nothing of containers. `kernel/README.md` has the model on a page.
 #![deny(unsafe_code)]
 mod addr;
+mod alone;
 mod blocking;
 mod cell;
 mod chaos;

@@ -112,6 +112,22 @@ pub struct Health {
     pub reasons: Vec<String>,
 }
 
+/// An actor that is down gets another chance after so many of its periods: what made it crash may have passed, and nobody should have to restart a node's
+/// daemon at night for one actor.
+const REST: u32 = 3;
+
+/// Waits; `false` if the actor is to end meanwhile.
+async fn rest(entry: &Entry, pause: Duration) -> bool {
+    let until = Instant::now() + pause;
+    while Instant::now() < until {
+        if entry.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    true
+}
+
 impl System {
     /// Boots an empty system on the tokio runtime that runs this.
     pub fn boot(manifest: Manifest, options: Options) -> Result<System> {
@@ -208,6 +224,11 @@ impl System {
         self.launch::<A>(format!("{}/{id}", A::Proto::ACTOR).into(), args).await?;
         Ok(self.child(id))
     }
+    /// The same without waiting for its first generation: it has its name and its mailbox at once. For many children at a time.
+    pub fn spawn_child_soon<A: Actor>(&self, id: &str, args: A::Args) -> Result<Addr<A::Proto>> {
+        self.register::<A>(format!("{}/{id}", A::Proto::ACTOR).into(), args)?;
+        Ok(self.child(id))
+    }
     /// Ends a child after what it has in its mailbox.
     pub async fn stop_child<P: Protocol>(&self, id: &str) {
         self.stop(&format!("{}/{id}", P::ACTOR)).await;
@@ -235,6 +256,14 @@ impl System {
     }
 
     async fn launch<A: Actor>(&self, name: Arc<str>, args: A::Args) -> Result<()> {
+        let mut phase = self.register::<A>(name, args)?;
+        let started = phase.wait_for(|p| !matches!(p.1, Phase::Starting));
+        let _ = tokio::time::timeout(Duration::from_secs(10), started).await;
+        Ok(())
+    }
+
+    /// Gives the actor its name and its supervisor.
+    fn register<A: Actor>(&self, name: Arc<str>, args: A::Args) -> Result<tokio::sync::watch::Receiver<(u64, Phase)>> {
         let template = A::Proto::ACTOR;
         let spec = *self.0.manifest.find(template).ok_or_else(|| Fault::invalid_argument(format!("{template} is not in the manifest")))?;
         let metrics = &self.0.metrics;
@@ -246,12 +275,10 @@ impl System {
                 v.insert(entry.clone());
             }
         }
-        let mut phase = entry.phase.subscribe();
+        let phase = entry.phase.subscribe();
         let (system, supervised) = (self.clone(), entry.clone());
         self.0.runtime.spawn(async move { system.supervise::<A>(supervised, args).await });
-        let started = phase.wait_for(|p| !matches!(p.1, Phase::Starting));
-        let _ = tokio::time::timeout(Duration::from_secs(10), started).await;
-        Ok(())
+        Ok(phase)
     }
 
     /// The life of one name: generation after generation. Waits only for the end of a generation, never for an answer.
@@ -271,8 +298,19 @@ impl System {
                 }
             };
             let messages = entry.recent();
-            tracing::error!(actor = %entry.name, generation, crash, at = trace.location, ?messages, backtrace = trace.backtrace, "actor crashed");
-            *entry.report.lock() = format!("{crash}\nat {}\nlast messages: {}\n{}", trace.location, messages.join(", "), trace.backtrace);
+            tracing::error!(actor = %entry.name, generation, crash, at = trace.location, ?messages, "actor crashed");
+            *entry.report.lock() = format!("{crash}\nat {}\nlast messages: {}", trace.location, messages.join(", "));
+            let (reported, told) = (entry.clone(), crash.clone());
+            // Nobody waits for the frames' names.
+            self.0.runtime.spawn_blocking(move || {
+                let backtrace = trace.backtrace();
+                if !backtrace.is_empty() {
+                    tracing::error!(actor = %reported.name, generation, crash = told, backtrace, "backtrace of a crash");
+                    let mut report = reported.report.lock();
+                    report.push('\n');
+                    report.push_str(&backtrace);
+                }
+            });
             *entry.last_crash.lock() = crash.clone();
             if entry.stopping.load(Ordering::Acquire) || entry.spec.restart == Restart::Temporary {
                 break;
@@ -289,7 +327,14 @@ impl System {
                 entry.phase.send_modify(|p| p.1 = Phase::Down(why));
                 entry.generation.fetch_add(1, Ordering::AcqRel);
                 entry.queue.clear();
-                return;
+                if !rest(&entry, period * REST).await {
+                    break;
+                }
+                // One chance: a crash within the period puts it down again at once.
+                crashes = vec![Instant::now(); most as usize];
+                entry.restarts.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(actor = %entry.name, "actor is given another chance");
+                continue;
             }
             entry.phase.send_modify(|p| p.1 = Phase::Restarting);
             if entry.spec.strategy == Strategy::RestForOne {

@@ -62,3 +62,37 @@ fn rule(fault: FaultKind, message: &str) -> Rule {
         hits: Default::default(),
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_hangs_alone_is_listed_and_holds_no_file_of_the_process() {
+    let system = testing::system(&[]).unwrap();
+    let op = system.root("test", None, None);
+    let file = std::fs::File::open("/proc/self/exe").unwrap();
+    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let (tell, told) = std::sync::mpsc::channel();
+    let hang = move || {
+        let own = std::fs::read_dir("/proc/thread-self/fd").unwrap().flatten();
+        tell.send(own.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok()).collect::<Vec<_>>()).unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        Ok(())
+    };
+    let fault = op.cx.blocking_alone("stat /dead/server", Duration::from_millis(200), hang).await.unwrap_err();
+    assert_eq!(fault.class, Class::DeadlineExceeded);
+    assert!(fault.message.contains("stat /dead/server"), "{fault}");
+    assert!(!told.recv().unwrap().contains(&descriptor), "the thread has a file of the process");
+    let listed = system.blocking_calls();
+    assert!(listed.iter().any(|c| c.name == "stat /dead/server" && c.abandoned), "{listed:?}");
+    assert_eq!(op.cx.blocking_alone("quick", Duration::from_secs(5), || Ok(7)).await.unwrap(), 7);
+    // A hundred that hang leave room for others.
+    let hang = || {
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    };
+    let hung: Vec<_> = (0..100).map(|_| op.cx.blocking_alone("hangs", Duration::from_secs(1), hang)).collect();
+    let began = Instant::now();
+    let (_, quick) = tokio::join!(futures::future::join_all(hung), async {
+        op.cx.blocking("pooled", Duration::from_secs(5), || Ok(())).await.unwrap();
+        began.elapsed()
+    });
+    assert!(quick < Duration::from_millis(500), "{quick:?}");
+}

@@ -47,6 +47,7 @@ pub struct Cgroup {
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
     pids: Option<PathBuf>,
+    freezer: Option<PathBuf>,
     unified: bool,
     /// OOM kills, once its init has ended.
     closed: Arc<OnceLock<u64>>,
@@ -105,7 +106,7 @@ impl Cgroup {
             let first = || Family { accounted: oom_kills_in(parent).unwrap_or(0), living: vec![] };
             families.entry(parent.to_owned()).or_insert_with(first).living.push(dir.clone());
         }
-        Cgroup { memory, cpu, pids, unified, closed: Arc::default() }
+        Cgroup { memory, cpu, pids, freezer: directory(pid, "freezer"), unified, closed: Arc::default() }
     }
     /// Its init has ended: what must be known later is read now, for the cgroup may vanish at any moment.
     pub fn close(&self) {
@@ -127,6 +128,13 @@ impl Cgroup {
             open.extend(below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
         }
         found
+    }
+    /// Lets frozen processes of version 1 go on, which otherwise do not even die; in version 2 they do.
+    pub fn thaw(&self) {
+        if let Some(dir) = &self.freezer {
+            // Without the file there is nothing to thaw.
+            let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+        }
     }
     /// OOM kills so far.
     pub fn oom_kills(&self) -> u64 {

@@ -253,7 +253,11 @@ impl Task for Service {
         if m.all && m.exec_id.is_empty() {
             container.cgroup.processes().into_iter().for_each(|p| drop(sys::kill(p, m.signal)));
         }
-        match sys::kill(process.pid, m.signal) {
+        let killed = sys::kill(process.pid, m.signal);
+        if m.signal == libc::SIGKILL as u32 {
+            container.cgroup.thaw();
+        }
+        match killed {
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Err(fault(Code::NOT_FOUND, "process already finished")),
             other => other.map_err(failed("kill")),
         }

@@ -37,6 +37,8 @@ pub struct Daemon {
     pub tag: String,
     number: u32,
     child: Option<Child>,
+    /// A file with the boot id that the daemon is to see, instead of the machine's.
+    boot_id: Option<PathBuf>,
 }
 
 /// Directory of the binaries under test: `$TROUPE_BIN_DIR`, or beside the running test.
@@ -63,7 +65,7 @@ impl Daemon {
         for sub in ["root", "state", "cni", "logs", "certs", "cnicache"] {
             std::fs::create_dir_all(dir.join(sub))?;
         }
-        let mut daemon = Daemon { dir, tag, number, child: None };
+        let mut daemon = Daemon { dir, tag, number, child: None, boot_id: None };
         if options.root_mib > 0 {
             let size = format!("size={}m", options.root_mib);
             let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(daemon.dir.join("root")).status()?;
@@ -166,7 +168,8 @@ enabled = {}
         let began = Instant::now();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path())?;
         let troupe = binaries().join("troupe");
-        let child = Command::new(&troupe)
+        let child = self
+            .command(&troupe)
             .arg("daemon")
             .arg("-c")
             .arg(self.dir.join("config.toml"))
@@ -190,6 +193,47 @@ enabled = {}
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// The command to run it: plainly, or where another boot id is bound over the machine's (in a mount namespace of its own, of which only /proc is apart).
+    fn command(&self, troupe: &Path) -> Command {
+        let Some(boot_id) = &self.boot_id else { return Command::new(troupe) };
+        let script = r#"mount --make-private /proc && mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["-m", "--propagation", "unchanged", "sh", "-c", script, "sh"]).arg(boot_id).arg(troupe);
+        command
+    }
+
+    /// As a reboot does it: all processes, mounts and the state directory are gone, and the next daemon sees another boot id.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.kill();
+        self.end_everything();
+        std::fs::remove_dir_all(self.dir.join("state"))?;
+        std::fs::create_dir_all(self.dir.join("state"))?;
+        let file = self.dir.join("boot_id");
+        std::fs::write(&file, format!("00000000-0000-4000-8000-{:012}\n", self.number))?;
+        self.boot_id = Some(file);
+        Ok(())
+    }
+
+    /// Kills every process of it, and takes its mounts, bridge and cgroups away.
+    fn end_everything(&self) {
+        for _ in 0..50 {
+            let left = self.processes();
+            for (pid, _) in &left {
+                // SAFETY: kill(2) with a plain pid and signal number touches no memory.
+                unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
+            }
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in crate::census::mounts_below(&self.dir).iter().rev() {
+            let _ = Command::new("umount").args(["-l", mount]).stderr(Stdio::null()).status();
+        }
+        let _ = Command::new("ip").args(["link", "del", &self.bridge()]).stderr(Stdio::null()).status();
+        crate::census::remove_cgroups(&self.tag);
     }
 
     /// Its CRI socket.
@@ -234,6 +278,13 @@ enabled = {}
         }
     }
 
+    /// SIGKILL, without waiting for the end: a thread of it may be stuck in the kernel.
+    pub fn kill_without_waiting(&mut self) -> Killed {
+        let mut child = self.child.take();
+        let _ = child.as_mut().map(Child::kill);
+        Killed(child)
+    }
+
     /// Runs `troupe …` against this daemon; answers its standard output.
     pub fn cli(&self, args: &[&str]) -> Result<String> {
         let output =
@@ -263,28 +314,25 @@ enabled = {}
     }
 }
 
+/// A daemon that was killed.
+pub struct Killed(Option<Child>);
+
+impl Killed {
+    /// Waits for its end.
+    pub fn wait(mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.wait();
+        }
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- {}\n{}", self.log_path().display(), self.log_tail());
         }
         self.kill();
-        for _ in 0..50 {
-            let left = self.processes();
-            for (pid, _) in &left {
-                // SAFETY: kill(2) with a plain pid and signal number touches no memory.
-                unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
-            }
-            if left.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        for mount in crate::census::mounts_below(&self.dir).iter().rev() {
-            let _ = Command::new("umount").args(["-l", mount]).stderr(Stdio::null()).status();
-        }
-        let _ = Command::new("ip").args(["link", "del", &self.bridge()]).stderr(Stdio::null()).status();
-        crate::census::remove_cgroups(&self.tag);
+        self.end_everything();
         let _ = std::fs::remove_dir_all(&self.dir);
         let _ = Path::new(&self.dir).exists();
     }

@@ -4,5 +4,6 @@ pub mod census;
 pub mod cri;
 pub mod daemon;
 pub mod exposition;
+pub mod fuse;
 pub mod registry;
 pub mod socket;

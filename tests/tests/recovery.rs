@@ -88,7 +88,9 @@ async fn every_actor_may_die_in_the_middle() {
     cri.pull(&image).await.unwrap();
     let before = census::take(&daemon);
     for (number, actor) in
-        ["store", "events", "content", "snapshot", "network", "image", "task", "task.shim", "sandbox", "sandbox.pod"].iter().enumerate()
+        ["store", "events", "content", "snapshot", "network", "image", "task", "task.shim", "sandbox", "sandbox.pod", "stats", "gc"]
+            .iter()
+            .enumerate()
     {
         daemon.cli(&["chaos", "add", "--actor", actor, "--fault", "panic", "--nth", "2"]).unwrap();
         let pod = cri.pod(&format!("killed{number}"), false, &daemon.logs());
@@ -126,6 +128,156 @@ async fn retry<T, F: Future<Output = anyhow::Result<T>>>(mut call: impl FnMut() 
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("with {actor} killed, no retry worked: {last:?}");
+}
+
+/// Pods of every kind, each by a few clients at once; answers their ids.
+async fn populate(cri: &troupe_tests::cri::Cri, daemon: &Daemon, image: &str, pods: usize) -> Vec<(usize, String, String)> {
+    let mut lanes = tokio::task::JoinSet::new();
+    for lane in 0..6 {
+        let (mut cri, image, logs) = (cri.clone(), image.to_owned(), daemon.logs());
+        lanes.spawn(async move {
+            let mut made = Vec::new();
+            for number in (lane..pods).step_by(6) {
+                // Some with a network, some with a container that runs, has ended, or was never started; most are bare.
+                let pod = cri.pod(&format!("stale{number}"), number % 20 != 0, &logs);
+                let sandbox = cri.run_pod(&pod).await.unwrap();
+                let command: &[&str] = if number % 10 == 1 { &["sh", "-c", "exit 3"] } else { &["sleep", "1000"] };
+                let config = cri.container(&format!("c{number}"), &image, command);
+                let container = match number % 10 {
+                    0 | 1 => cri.run(&sandbox, &config, &pod).await.unwrap(),
+                    2 => cri.create(&sandbox, &config, &pod).await.unwrap(),
+                    _ => String::new(),
+                };
+                if number % 10 == 1 {
+                    cri.wait_exit(&container, 10).await.unwrap();
+                }
+                made.push((number, sandbox, container));
+            }
+            made
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(made) = lanes.join_next().await {
+        all.extend(made.unwrap());
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_reboot_with_three_hundred_stale_pods_it_serves_at_once_and_all_can_go() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let mut daemon = Daemon::start(&Options::default()).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    let began = Instant::now();
+    let pods = populate(&cri, &daemon, &image, 300).await;
+    println!("300 pods made in {:?}", began.elapsed());
+    assert_eq!(census::take(&daemon).addresses.len(), 15 + before.addresses.len());
+    daemon.reboot().unwrap();
+    let served = daemon.spawn().await.unwrap();
+    let began = Instant::now();
+    let mut cri = daemon.cri().await.unwrap();
+    let listed = cri.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    println!("served after {served:?}, listed after {:?}", began.elapsed());
+    let limit = Duration::from_secs(if troupe_tests::daemon::binaries().ends_with("release") { 1 } else { 4 });
+    assert!(served < limit, "served after {served:?}");
+    assert_eq!(listed.len(), 300);
+    assert!(listed.iter().all(|p| p.state == PodSandboxState::SandboxNotready as i32 && p.created_at > 0));
+    for (number, _, container) in pods.iter().filter(|p| !p.2.is_empty()) {
+        let status = cri.status(container).await.unwrap();
+        let expected = match number % 10 {
+            0 => (ContainerState::ContainerExited, 255, "Unknown"),
+            1 => (ContainerState::ContainerExited, 3, "Error"),
+            _ => (ContainerState::ContainerCreated, 0, ""),
+        };
+        assert_eq!((status.state, status.exit_code, status.reason.as_str()), (expected.0 as i32, expected.1, expected.2), "{status:?}");
+    }
+    let fresh = cri.pod("fresh", false, &daemon.logs());
+    let fresh_pod = cri.run_pod(&fresh).await.unwrap();
+    cri.run(&fresh_pod, &cri.container("c", &image, &["sleep", "1000"]), &fresh).await.unwrap();
+    let began = Instant::now();
+    let mut lanes = tokio::task::JoinSet::new();
+    for lane in 0..6 {
+        let (mut cri, mine) = (cri.clone(), pods.iter().skip(lane).step_by(6).map(|p| p.1.clone()).collect::<Vec<_>>());
+        lanes.spawn(async move {
+            for sandbox in mine {
+                cri.drop_pod(&sandbox).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = lanes.join_next().await {
+        done.unwrap();
+    }
+    println!("300 stale pods removed in {:?}", began.elapsed());
+    cri.drop_pod(&fresh_pod).await.unwrap();
+    settle(&daemon, &before).await;
+    let left: Vec<_> = std::fs::read_dir(daemon.dir.join("state/netns")).into_iter().flatten().flatten().collect();
+    assert!(left.is_empty(), "network namespaces left: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_what_is_new_and_lets_everything_go() {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let mut daemon = Daemon::start(&Options { snapshotter: "native".into(), ..Default::default() }).await.unwrap();
+    // The root on a small file system of its own.
+    daemon.kill();
+    let root = daemon.dir.join("root");
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(&root).status().unwrap();
+    assert!(mounted.success());
+    daemon.spawn().await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    let pod = cri.pod("before", false, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let id = cri.run(&sandbox, &cri.container("c", &image, &["sleep", "1000"]), &pod).await.unwrap();
+    let other = cri.run(&sandbox, &cri.container("d", &image, &["sh", "-c", "sleep 3; exit 9"]), &pod).await.unwrap();
+
+    let filler = root.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut file, &[0x55; 4096]).is_ok_and(|n| n > 0) {}
+    // The database has pages to spare at first; then it says no, and says why.
+    let mut refused = None;
+    let mut made = Vec::new();
+    for number in 0..200 {
+        let pod = cri.pod(&format!("full{number}"), true, &daemon.logs());
+        match cri.run_pod(&pod).await {
+            Ok(id) => made.push(id),
+            Err(e) => {
+                refused = Some(e);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("a full disk refuses new pods");
+    let status = refused.downcast_ref::<tonic::Status>().unwrap();
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+    println!("after {} pods: {}", made.len(), status.message());
+    // Exits are seen, and all that there is can go.
+    let status = cri.wait_exit(&other, 10).await.unwrap();
+    assert_eq!(status.exit_code, 9);
+    cri.stop(&id, 0).await.unwrap();
+    cri.remove(&id).await.unwrap();
+    for sandbox in made.iter().chain([&sandbox]) {
+        cri.drop_pod(sandbox).await.unwrap();
+    }
+    settle(&daemon, &before).await;
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    let pod = cri.pod("after", false, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    cri.run(&sandbox, &cri.container("c", &image, &["sleep", "1000"]), &pod).await.unwrap();
+    // And what was written then is there for the next daemon.
+    daemon.kill();
+    daemon.spawn().await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    let pods = cri.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    assert_eq!(pods.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), [sandbox.as_str()]);
+    cri.drop_pod(&sandbox).await.unwrap();
+    settle(&daemon, &before).await;
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census) {

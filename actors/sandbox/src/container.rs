@@ -1,18 +1,21 @@
 //! The life of a container within its pod.
 use crate::record::{ContainerRow, Json, Phase, PodPhase, PodRow, Proto, container_name, new_id, now_ns};
-use crate::{Handler, World, pod, spec, volumes};
+use crate::{Handler, World, spec, volumes};
 use kernel::{Class, Cx, Fault, Result, ResultExt};
 use messages::sandbox::{CreateContainer, ExecSync};
-use messages::store::{self, Op, table};
+use messages::store::{Op, table};
 use messages::task::{self, Exit, Stdio};
 use messages::{image, snapshot};
 use proto::cri;
 use serde_json::{Value, json};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Looking at files of the host for a specification; a file system that hangs costs this container only.
 const LOOK: Duration = Duration::from_secs(20);
+/// Until a process that does not die of SIGKILL is reported.
+const UNKILLABLE: Duration = Duration::from_secs(30);
 /// Bytes of each stream that ExecSync keeps, as containerd.
 const EXEC_OUTPUT: usize = (16 << 20) - (16 << 10);
 
@@ -25,34 +28,27 @@ pub fn find(world: &World, id: &str) -> Option<ContainerRow> {
 }
 
 fn known(world: &World, id: &str) -> Result<ContainerRow> {
-    find(world, id).ok_or_else(|| Fault::not_found(format!("container {id:?} not found")))
+    world.container(id).ok_or_else(|| Fault::not_found(format!("container {id:?} not found")))
 }
 
 /// CreateContainer.
 pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String> {
-    let pod_id = pod::full_id(world, &m.sandbox_id).ok_or_else(|| Fault::not_found(format!("sandbox {:?} not found", m.sandbox_id)))?;
-    let pod = world.pod(&pod_id).ok_or_else(|| Fault::not_found(format!("sandbox {pod_id} not found")))?;
+    let _shared = world.whole.read().await;
+    let pod = world.known_pod()?;
     if pod.phase != PodPhase::Ready {
-        return Err(Fault::failed_precondition(format!("sandbox {pod_id} is not ready")));
+        return Err(Fault::failed_precondition(format!("sandbox {} is not ready", pod.id)));
     }
     let options = namespace_options(&m.config);
     spec::userns::fits(&options, &pod)?;
     let sandbox = if m.sandbox_config.metadata.is_some() { m.sandbox_config } else { pod.config.0.clone() };
     let name = container_name(&m.config, &pod)?;
     let _guard = world.lock(&name).await;
-    if let Some(holder) = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await? {
-        let id: String = store::decode(&holder)?;
-        match world.container(&id) {
-            Some(row) if row.phase == Phase::Creating => take_down(world, &cx.without_deadline(), &id).await?,
-            Some(row) if row.phase == Phase::Created && row.config.0 == m.config => return Ok(id),
-            Some(_) => {
-                return Err(Fault::already_exists(format!(
-                    "container name {:?} is reserved for {id}",
-                    name.trim_start_matches("container/")
-                )));
-            }
-            None => {}
-        }
+    let holder = world.tables.borrow().containers.values().find(|c| container_name(&c.config.0, &pod).is_ok_and(|n| n == name)).cloned();
+    match holder {
+        Some(row) if row.phase == Phase::Creating => take_down(world, &cx.without_deadline(), &row.id).await?,
+        Some(row) if row.phase == Phase::Created && row.config.0 == m.config => return Ok(row.id),
+        Some(row) => return Err(Fault::already_exists(format!("container name {name:?} is reserved for {}", row.id))),
+        None => {}
     }
     let wanted = m.config.image.clone().unwrap_or_default().image;
     let image = world.args.images.call(cx, image::Resolve { reference: wanted.clone() }).await?;
@@ -65,7 +61,7 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
     };
     let mut row = ContainerRow {
         id: id.clone(),
-        sandbox_id: pod_id,
+        sandbox_id: pod.id.clone(),
         stop_signal: stop_signal(&m.config, &image)?,
         config: Proto(m.config),
         spec: Json::default(),
@@ -82,8 +78,7 @@ pub async fn create(world: &World, cx: &Cx, m: CreateContainer) -> Result<String
         boot: world.boot.clone(),
         label: String::new(),
     };
-    world.commit(cx, vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::CONTAINERS, &id, &row)?]).await?;
-    world.tables.borrow_mut().containers.insert(id.clone(), row.clone());
+    world.save_container(cx, &row).await?;
     if let Err(fault) = make(world, cx, &mut row, &pod, sandbox, &image).await {
         take_down(world, &cx.without_deadline(), &id).await?;
         return Err(fault);
@@ -100,10 +95,10 @@ async fn make(
     image: &image::Image,
 ) -> Result<()> {
     let context = row.config.0.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
-    let labels = world.selinux.labels(context.selinux_options.as_ref(), Some(&pod.label))?;
+    let labels = world.args.selinux.labels(context.selinux_options.as_ref(), Some(&pod.label))?;
     row.label.clone_from(&labels.process);
     // Known before anything else can fail, so that it is given back.
-    world.tables.borrow_mut().containers.insert(row.id.clone(), row.clone());
+    world.set_container(row.clone());
     let prepare = snapshot::Prepare {
         snapshotter: row.snapshotter.clone(),
         key: row.id.clone(),
@@ -111,14 +106,15 @@ async fn make(
         view: false,
         labels: spec::userns::labels(pod),
     };
+    look_at_sources(world, cx, &row.config.0).await?;
     let rootfs =
         cx.run("prepare the root file system", |cx| async move { volumes::prepare_unpacked(world, &cx, &image.id, prepare).await }).await?;
     let config = volumes::resolve(world, cx, row, image, &rootfs).await?;
     let (id, pod, image, settings) = (row.id.clone(), pod.clone(), image.clone(), world.args.settings.clone());
-    let files = world.files(&pod.id);
+    let files = world.files();
     let target = spec::target::pid(world, &namespace_options(&config), &pod.id)?;
     let ipc = pod.handle.namespaces.contains_key("ipc");
-    let shm = if ipc { world.volatile(&pod.id).join("shm") } else { "/dev/shm".into() };
+    let shm = if ipc { world.volatile().join("shm") } else { "/dev/shm".into() };
     let handler = Handler { runtime: pod.runtime.clone(), ..world.handler(&pod.handler) };
     let build = move || {
         let input = spec::Input {
@@ -148,6 +144,41 @@ async fn make(
 /// What a container asks of its namespaces.
 pub fn namespace_options(config: &cri::ContainerConfig) -> cri::NamespaceOption {
     config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Looks at the mounts' sources before anything depends on them. One may lie on a file system whose server is gone: that costs this container only, and
+/// the error names the path.
+async fn look_at_sources(world: &World, cx: &Cx, config: &cri::ContainerConfig) -> Result<()> {
+    let paths: Vec<String> = config.mounts.iter().map(|m| m.host_path.clone()).filter(|p| !p.is_empty()).collect();
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let now = Arc::new(std::sync::Mutex::new(String::new()));
+    let at = || now.lock().map(|p| p.clone()).unwrap_or_default();
+    let name: String = format!("stat {}", paths.join(", ")).chars().take(160).collect();
+    let inside = now.clone();
+    let look = move || {
+        for path in paths {
+            let _ = inside.lock().map(|mut p| p.clone_from(&path));
+            // Whether it may be missing is for those to say who know what it is for.
+            let _ = std::fs::metadata(&path);
+        }
+        Ok(())
+    };
+    cx.run("look at the mounts' sources", |cx| async move {
+        let mut ending = world.ending.subscribe();
+        let mut looking = std::pin::pin!(cx.blocking_alone(name, LOOK, look));
+        loop {
+            tokio::select! {
+                done = &mut looking => return done.with_context(|| format!("mount source {:?}", at())),
+                _ = ending.wait_for(|n| *n > 0) => {
+                    return Err(Fault::unavailable(format!("the pod is being stopped; mount source {:?} did not answer", at())));
+                }
+                () = tokio::time::sleep(Duration::from_millis(100)) => cx.step(format!("look at the mount source {}", at())),
+            }
+        }
+    })
+    .await
 }
 
 fn stop_signal(config: &cri::ContainerConfig, image: &image::Image) -> Result<u32> {
@@ -180,9 +211,14 @@ fn stop_signal(config: &cri::ContainerConfig, image: &image::Image) -> Result<u3
 
 /// StartContainer.
 pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
-    let id = known(world, id)?.id;
-    let _guard = world.lock(&id).await;
-    let mut row = known(world, &id)?;
+    let before = known(world, id)?.phase;
+    let _shared = world.whole.read().await;
+    let _guard = world.lock(id).await;
+    let mut row = known(world, id)?;
+    if row.phase == Phase::Running && matches!(before, Phase::Created | Phase::Starting) {
+        // Another call has started it while this one waited: one start, one result.
+        return Ok(());
+    }
     if row.phase == Phase::Starting {
         // We hold the lock, so this is what an attempt left that could not write its end down.
         settle_start(world, cx, &mut row).await?;
@@ -193,8 +229,7 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
     if row.phase != Phase::Created {
         return Err(Fault::failed_precondition(format!("container {id} is in state {:?}, not created", row.phase)));
     }
-    let pod = world.pod(&row.sandbox_id).filter(|p| p.phase == PodPhase::Ready);
-    if pod.is_none() {
+    if world.pod().is_none_or(|p| p.phase != PodPhase::Ready) {
         return Err(Fault::failed_precondition(format!("sandbox {} is not ready", row.sandbox_id)));
     }
     row.phase = Phase::Starting;
@@ -203,15 +238,15 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
         Ok(pid) => {
             (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns());
             world.save_container(cx, &row).await?;
-            world.announce_now(cri::ContainerEventType::ContainerStartedEvent, &id, &row.sandbox_id);
-            world.tell(cx, "/tasks/start", &id).await;
-            watch(world, cx, &id);
+            world.announce_now(cri::ContainerEventType::ContainerStartedEvent, id, &row.sandbox_id);
+            world.tell(cx, "/tasks/start", id).await;
+            watch(world, cx, id);
             Ok(())
         }
         Err(fault) => {
             let cx = cx.without_deadline();
-            let deleted = world.args.tasks.call(&cx, task::Delete { id: id.clone() }).await;
-            if fault.class == Class::Unavailable && deleted.is_ok() {
+            let deleted = world.args.tasks.call(&cx, task::Delete { id: id.to_owned() }).await;
+            if matches!(fault.class, Class::Unavailable | Class::DeadlineExceeded) && deleted.is_ok() {
                 // Not the container's fault: a retry may start it.
                 row.phase = Phase::Created;
                 world.save_container(&cx, &row).await?;
@@ -300,7 +335,7 @@ pub fn watch(world: &Rc<World>, cx: &Cx, id: &str) {
     });
 }
 
-/// Writes an end down; once.
+/// Makes an end known, once; then it is written down, however long that takes, and the task deleted.
 async fn ended(world: &World, cx: &Cx, id: &str, exit: Exit) {
     let Some(mut row) = world.container(id).filter(|r| r.phase == Phase::Running || r.phase == Phase::Starting) else { return };
     row.reason = match &exit {
@@ -310,48 +345,69 @@ async fn ended(world: &World, cx: &Cx, id: &str, exit: Exit) {
         _ => ("Error".into(), String::new()),
     };
     (row.phase, row.pid, row.exit) = (Phase::Exited, 0, Some(exit));
-    if let Err(error) = world.save_container(cx, &row).await {
-        tracing::error!(%error, id, "a container's end could not be written down");
-    }
-    world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, &row.sandbox_id);
+    let sandbox = row.sandbox_id.clone();
+    world.set_container(row);
+    world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, &sandbox);
+    // A store without room for it keeps nobody from seeing the end; and until it is durable the shim goes on knowing it.
+    crate::recover::persist(cx, "writing down a container's end", async || match world.container(id) {
+        Some(row) => world.commit(cx, vec![Op::put(table::CONTAINERS, id, &row)?]).await,
+        None => Ok(()),
+    })
+    .await;
     if let Err(error) = world.args.tasks.call(cx, task::Delete { id: id.into() }).await {
         tracing::warn!(%error, id, "an ended task could not be deleted yet");
     }
     world.tell(cx, "/tasks/exit", id).await;
 }
 
-/// StopContainer.
+/// StopContainer. Holds no lock while it waits, so that it keeps nobody from anything.
 pub async fn stop(world: &World, cx: &Cx, id: &str, grace_s: i64) -> Result<()> {
-    let Some(row) = find(world, id) else { return Ok(()) };
-    let id = row.id.clone();
+    let Some(row) = world.container(id) else { return Ok(()) };
     if row.phase == Phase::Starting {
         // Once the start that is under way has ended, it either runs or it does not.
-        drop(world.lock(&id).await);
+        drop(world.lock(id).await);
     }
-    match world.container(&id).map(|r| r.phase) {
+    match world.container(id).map(|r| r.phase) {
         Some(Phase::Running) => {}
-        Some(Phase::Starting) => return abandon_start(world, cx, &id).await,
+        Some(Phase::Starting) => {
+            let _guard = world.lock(id).await;
+            return abandon_start(world, cx, id).await;
+        }
         _ => return Ok(()),
     }
-    if grace_s > 0 {
-        signal(world, cx, &id, row.stop_signal, false).await?;
-        let grace = Duration::from_secs(grace_s.min(1 << 31) as u64);
-        let over = cx.run("grace period", |_| async { Ok(gone(world, &id, grace).await) }).await?;
-        if over {
-            return Ok(());
-        }
-    }
-    signal(world, cx, &id, libc::SIGKILL as u32, true).await?;
-    // The exit of a killed process takes milliseconds; a process in uninterruptible sleep takes for ever, and the client hears of it.
-    if cx.run("wait for the end", |_| async { Ok(gone(world, &id, Duration::from_secs(30)).await) }).await? {
+    if grace_s > 0 && wait_gracefully(world, cx, &row, Duration::from_secs(grace_s.min(1 << 31) as u64)).await? {
         return Ok(());
     }
-    Err(Fault::deadline_exceeded(format!("container {id} does not end after SIGKILL")))
+    signal(world, cx, id, libc::SIGKILL as u32, true).await?;
+    // The exit of a killed process takes milliseconds; a process in uninterruptible sleep takes for ever, and the client hears of it.
+    if cx.run("wait for the end", |_| async { Ok(gone(world, id, UNKILLABLE).await) }).await? {
+        return Ok(());
+    }
+    let pid = world.container(id).map_or(0, |r| r.pid);
+    let sleeps = crate::sys::where_it_sleeps(pid);
+    Err(Fault::deadline_exceeded(format!("container {id} does not end after SIGKILL: its process {pid} {sleeps}")))
 }
 
-/// Ends what a start left that could not write its end down.
+/// The stop signal, and the grace period. Has it ended? A client that goes away meanwhile has not asked for more than the signal.
+async fn wait_gracefully(world: &World, cx: &Cx, row: &ContainerRow, grace: Duration) -> Result<bool> {
+    // Once: a second stop, perhaps of less patience, must not look like a second wish to the process.
+    if world.tables.borrow_mut().signalled.insert(row.id.clone())
+        && let Err(fault) = signal(world, cx, &row.id, row.stop_signal, false).await
+    {
+        world.tables.borrow_mut().signalled.remove(&row.id);
+        return Err(fault);
+    }
+    cx.run("grace period", |cx| async move {
+        tokio::select! {
+            ended = gone(world, &row.id, grace) => Ok(ended),
+            () = cx.caller_gone() => Err(Fault::canceled(format!("nobody waits any more for container {} to stop; it has its signal", row.id))),
+        }
+    })
+    .await
+}
+
+/// Ends what a start left that could not write its end down. The container's lock is held.
 async fn abandon_start(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let _guard = world.lock(id).await;
     let Some(mut row) = world.container(id).filter(|r| r.phase == Phase::Starting) else { return Ok(()) };
     signal(world, cx, id, libc::SIGKILL as u32, true).await?;
     world.args.tasks.call(cx, task::Delete { id: id.into() }).await?;
@@ -371,24 +427,28 @@ async fn signal(world: &World, cx: &Cx, id: &str, signal: u32, all: bool) -> Res
 
 /// Whether the container ended within `limit`.
 async fn gone(world: &World, id: &str, limit: Duration) -> bool {
-    let end = tokio::time::Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
-    while world.container(id).is_some_and(|r| r.phase == Phase::Running) {
-        if tokio::time::Instant::now() >= end {
-            return false;
+    let mut changed = world.changed.subscribe();
+    let ended = async {
+        while world.container(id).is_some_and(|r| r.phase == Phase::Running) {
+            if changed.changed().await.is_err() {
+                return;
+            }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-    true
+    };
+    tokio::time::timeout(limit, ended).await.is_ok()
 }
 
-/// RemoveContainer.
+/// RemoveContainer. From the last stop on nobody else gets at it.
 pub async fn remove(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(row) = find(world, id) else { return Ok(()) };
-    stop(world, cx, &row.id, 0).await?;
-    let _guard = world.lock(&row.id).await;
-    take_down(world, cx, &row.id).await
+    loop {
+        stop(world, cx, id, 0).await?;
+        let _guard = world.lock(id).await;
+        match world.container(id).map(|r| r.phase) {
+            // Started meanwhile.
+            Some(Phase::Starting | Phase::Running) => {}
+            _ => return take_down(world, cx, id).await,
+        }
+    }
 }
 
 /// Gives back all that a container may own; the row and the name go last.
@@ -401,14 +461,9 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
         _ => {}
     }
     volumes::remove(world, cx, id).await?;
-    let mut ops = vec![Op::delete(table::CONTAINERS, id)];
-    if let Some(pod) = world.pod(&row.sandbox_id) {
-        ops.push(Op::delete(table::NAMES, container_name(&row.config.0, &pod)?));
-    }
-    world.commit(cx, ops).await?;
-    world.tables.borrow_mut().containers.remove(id);
-    world.selinux.release(&row.label);
-    world.publish_container(id);
+    world.commit(cx, vec![Op::delete(table::CONTAINERS, id)]).await?;
+    world.forget_container(id);
+    world.args.selinux.release(&row.label);
     world.announce_now(cri::ContainerEventType::ContainerDeletedEvent, id, &row.sandbox_id);
     world.tell(cx, "/containers/delete", id).await;
     Ok(())
@@ -416,7 +471,7 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
 
 /// UpdateContainerResources: what is set replaces, what is not stays. The specification is written down first, and put back if the runtime refuses.
 pub async fn update(world: &World, cx: &Cx, request: cri::UpdateContainerResourcesRequest) -> Result<()> {
-    let id = known(world, &request.container_id)?.id;
+    let id = request.container_id;
     let _guard = world.lock(&id).await;
     let before = known(world, &id)?;
     let asked = request.linux.unwrap_or_default();

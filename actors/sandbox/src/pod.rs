@@ -1,14 +1,15 @@
 //! The life of a pod: made step by step, each undone if a later one fails; stopped; removed.
-use crate::record::{Json, PodPhase, PodRow, Proto, new_id, now_ns, pod_name};
+use crate::record::{Json, PodPhase, PodRow, Proto, now_ns, pod_name};
 use crate::{World, container, spec, status, volumes};
 use futures::future::Either;
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::network::{Attach, Attachment, Detach, PodNetwork, PortMapping, Prepare};
 use messages::sandbox::RunPod;
-use messages::store::{self, Op, table};
+use messages::store::{Op, table};
 use messages::task::{self, PodNamespaces};
 use proto::cri::{self, NamespaceMode};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Disk and mount work for one pod's files takes milliseconds.
@@ -22,28 +23,22 @@ fn options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
     config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone()).unwrap_or_default()
 }
 
-/// RunPodSandbox.
-pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
+/// RunPodSandbox. A retry of a creation in flight waits for it, and finds the pod made.
+pub async fn run(world: &Rc<World>, cx: &Cx, m: RunPod) -> Result<String> {
     let name = pod_name(&m.config)?;
     let (handler, runtime) = choose(world, &m)?;
     if spec::userns::wanted(&options(&m.config))?.is_some() {
-        status::check(world, &handler)?;
+        status::check(&world.args, &handler)?;
     }
-    // A retry of a creation in flight waits here, and finds the pod made.
-    let _guard = world.lock(&name).await;
-    let holder = world.args.store.call(cx, store::Get { table: table::NAMES, key: name.clone() }).await?;
-    if let Some(holder) = holder {
-        let id: String = store::decode(&holder)?;
-        match world.pod(&id) {
-            Some(row) if row.phase == PodPhase::Ready && row.config.0 == m.config => return Ok(id),
-            Some(row) if row.phase == PodPhase::Creating || row.failed => take_down(world, &cx.without_deadline(), &row.id).await?,
-            Some(_) => return Err(Fault::already_exists(format!("pod name {:?} is reserved for {id}", name.trim_start_matches("pod/")))),
-            None => {}
-        }
+    let _whole = world.whole.write().await;
+    match world.pod() {
+        Some(row) if row.phase == PodPhase::Ready && row.config.0 == m.config => return Ok(row.id),
+        Some(row) if matches!(row.phase, PodPhase::Creating | PodPhase::Failed) => take_down(world, &cx.without_deadline()).await?,
+        Some(row) => return Err(Fault::already_exists(format!("pod name {name:?} is reserved for {}", row.id))),
+        None => {}
     }
-    let id = new_id();
     let mut row = PodRow {
-        id: id.clone(),
+        id: world.id().to_owned(),
         config: Proto(m.config),
         handler,
         phase: PodPhase::Creating,
@@ -52,32 +47,79 @@ pub async fn run(world: &World, cx: &Cx, m: RunPod) -> Result<String> {
         ips: vec![],
         handle: Default::default(),
         boot: world.boot.clone(),
-        failed: false,
         cni: Default::default(),
         runtime,
         label: String::new(),
     };
     let selinux = row.config.0.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.selinux_options.as_ref());
-    row.label = world.selinux.labels(selinux, None)?.process;
-    let ops = vec![Op::put(table::NAMES, &name, &id)?, Op::put(table::SANDBOXES, &id, &row)?];
-    world.commit(cx, ops).await?;
-    world.tables.borrow_mut().pods.insert(id.clone(), row.clone());
+    row.label = world.args.selinux.labels(selinux, None)?.process;
+    world.save_pod(cx, &row).await?;
     if let Err(fault) = make(world, cx, &mut row).await {
         let cx = cx.without_deadline();
-        if let Err(undo) = take_down(world, &cx, &id).await {
-            keep_failed(world, &cx, &id).await?;
-            return Err(fault.context(format!("undoing it failed, too ({undo}); it is tried again at RemovePodSandbox")));
+        if let Err(undo) = take_down(world, &cx).await {
+            return Err(fault.context(leave_failed(world, &cx, row, &undo).await));
         }
         return Err(fault);
     }
-    Ok(id)
+    watch(world, cx);
+    Ok(row.id)
 }
 
-/// What could not be taken down is shown as a pod that is not ready, so that the kubelet stops and removes it, and makes another one meanwhile.
-pub async fn keep_failed(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(mut row) = world.pod(id) else { return Ok(()) };
-    (row.phase, row.failed) = (PodPhase::Stopped, true);
-    world.save_pod(cx, &row).await
+/// The pod is neither made nor undone: it is shown as not ready, so that whoever looks can remove it, and taken down in the background.
+async fn leave_failed(world: &Rc<World>, cx: &Cx, row: PodRow, undo: &Fault) -> String {
+    let row = PodRow { phase: PodPhase::Failed, ..world.pod().unwrap_or(row) };
+    if let Err(error) = world.save_pod(cx, &row).await {
+        tracing::warn!(%error, id = row.id, "a failed pod is not written down as such");
+        world.set_pod(Some(row));
+    }
+    take_down_later(world, cx);
+    format!("undoing it failed, too ({undo}); it is tried again in the background and at RemovePodSandbox")
+}
+
+/// Takes down what could not be made, in the background, until that works.
+pub fn take_down_later(world: &Rc<World>, cx: &Cx) {
+    let world = world.clone();
+    cx.spawn("undo pod", move |cx| async move {
+        let _call = world.slot.enter();
+        let attempt = async || {
+            let _whole = world.whole.write().await;
+            match world.pod().map(|p| p.phase) {
+                Some(PodPhase::Creating | PodPhase::Failed) => take_down(&world, &cx).await,
+                _ => Ok(()),
+            }
+        };
+        crate::recover::persist(&cx, "undoing a pod", attempt).await;
+    });
+}
+
+/// Watches for the end of the pod's sandbox: it is not ready any more then, and its containers have ended.
+pub fn watch(world: &Rc<World>, cx: &Cx) {
+    let world = world.clone();
+    cx.spawn("watch pod", move |cx| async move {
+        let mut pause = Duration::from_millis(100);
+        let why = loop {
+            let wait = cx.with_timeout(Duration::from_secs(24 * 3600));
+            match world.args.tasks.call(&wait, task::WaitSandbox { id: world.id().to_owned() }).await {
+                Ok(why) => break why,
+                Err(fault) if fault.is_not_found() => break fault.message,
+                Err(error) => tracing::debug!(%error, id = world.id(), "waiting for a pod's end goes on"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        };
+        let _call = world.slot.enter();
+        crate::recover::persist(&cx, "writing down a pod's end", async || {
+            let _whole = world.whole.write().await;
+            match world.pod() {
+                Some(row) if row.phase == PodPhase::Ready => {
+                    tracing::warn!(id = row.id, why, "a pod's sandbox ended by itself");
+                    stopped(&world, &cx, row).await
+                }
+                _ => Ok(()),
+            }
+        })
+        .await;
+    });
 }
 
 /// The annotation by which a pod says that it is not to be trusted, and the handler that such pods get.
@@ -170,7 +212,7 @@ pub async fn release_network(world: &World, cx: &Cx, row: &PodRow) -> Result<()>
         return Ok(());
     }
     // ADD of a pod that was never ready may have been cut off before the network's own record of it was on the disk.
-    let unsure = row.phase == PodPhase::Creating || row.failed;
+    let unsure = matches!(row.phase, PodPhase::Creating | PodPhase::Failed);
     let detach = Detach { id: row.id.clone(), pod: unsure.then(|| Box::new(network(row))) };
     cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, detach).await }).await
 }
@@ -238,7 +280,7 @@ fn pod_namespaces(world: &World, row: &PodRow, options: &cri::NamespaceOption) -
 
 /// hostname, hosts, resolv.conf, and the pod's /dev/shm.
 async fn files(world: &World, cx: &Cx, row: &PodRow, own_ipc: bool) -> Result<()> {
-    let (files, volatile, config) = (world.files(&row.id), world.volatile(&row.id), row.config.0.clone());
+    let (files, volatile, config) = (world.files(), world.volatile(), row.config.0.clone());
     let root = spec::userns::of_pod(row).map(|u| u.root());
     let write = move || {
         std::fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
@@ -284,31 +326,24 @@ fn unmount(path: &Path) -> Result<()> {
     }
 }
 
-/// Completes an id from its unique beginning.
-pub fn full_id(world: &World, id: &str) -> Option<String> {
-    let tables = world.tables.borrow();
-    let mut hits = tables.pods.range(id.to_owned()..).take_while(|(k, _)| k.starts_with(id) && !id.is_empty());
-    let first = hits.next()?.0.clone();
-    (first == id || hits.next().is_none()).then_some(first)
-}
-
 /// StopPodSandbox.
-pub async fn stop(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(id) = full_id(world, id) else { return Ok(()) };
-    let _guard = world.lock(&id).await;
-    stop_locked(world, cx, &id).await
+pub async fn stop(world: &World, cx: &Cx) -> Result<()> {
+    let _ending = world.ending();
+    let _whole = world.whole.write().await;
+    stop_alone(world, cx).await
 }
 
-async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(mut row) = world.pod(id) else { return Ok(()) };
-    let ids: Vec<String> = world.tables.borrow().containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
-    let stops = ids.iter().map(|c| container::stop(world, cx, c, 0));
-    futures::future::try_join_all(stops).await.context("stop the pod's containers")?;
+async fn stop_alone(world: &World, cx: &Cx) -> Result<()> {
+    let Some(row) = world.pod() else { return Ok(()) };
+    let (id, ids) = (world.id(), world.container_ids());
+    // Every container gets its end, whatever becomes of the others.
+    let stops = futures::future::join_all(ids.iter().map(|c| container::stop(world, cx, c, 0))).await;
+    stops.into_iter().collect::<Result<()>>().context("stop the pod's containers")?;
     cx.run("stop the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::StopSandbox { id: id.into() }).await })
         .await
         .context("stop the sandbox")?;
     let released = release_network(world, cx, &row).await;
-    let shm = world.volatile(id).join("shm");
+    let shm = world.volatile().join("shm");
     let (images, other_boot) = (volumes::directory(world, id), row.boot != world.boot);
     let unmount = move || unmount(&shm).and_then(|()| volumes::unmount(&images));
     // A reboot has taken the mounts and their directories, not the snapshots.
@@ -316,27 +351,27 @@ async fn stop_locked(world: &World, cx: &Cx, id: &str) -> Result<()> {
         volumes::release(world, cx, id).await?;
     }
     // Nothing runs in it any more, whatever a plugin says.
-    if row.failed && released.is_ok() {
-        row.failed = false;
-        world.save_pod(cx, &row).await?;
-    }
     if row.phase != PodPhase::Stopped {
-        row.phase = PodPhase::Stopped;
-        world.save_pod(cx, &row).await?;
-        world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, id, id);
-        world.tell(cx, "/sandboxes/exit", id).await;
+        stopped(world, cx, row).await?;
     }
     released.context("release the pod's network")
 }
 
+/// Writes down that the pod is not ready any more.
+async fn stopped(world: &World, cx: &Cx, mut row: PodRow) -> Result<()> {
+    row.phase = PodPhase::Stopped;
+    world.save_pod(cx, &row).await?;
+    world.announce_now(cri::ContainerEventType::ContainerStoppedEvent, &row.id, &row.id);
+    world.tell(cx, "/sandboxes/exit", &row.id).await;
+    Ok(())
+}
+
 /// UpdatePodSandboxResources: the pod's limits live in the cgroup that the kubelet made; what it tells is kept with the pod, for plugins and status.
 pub async fn update(world: &World, cx: &Cx, request: cri::UpdatePodSandboxResourcesRequest) -> Result<()> {
-    let id = full_id(world, &request.pod_sandbox_id);
-    let id = id.ok_or_else(|| Fault::not_found(format!("sandbox {:?} not found", request.pod_sandbox_id)))?;
-    let _guard = world.lock(&id).await;
-    let mut row = world.pod(&id).ok_or_else(|| Fault::not_found(format!("sandbox {id} not found")))?;
+    let _whole = world.whole.write().await;
+    let mut row = world.known_pod()?;
     if row.phase != PodPhase::Ready {
-        return Err(Fault::failed_precondition(format!("sandbox {id} is not ready")));
+        return Err(Fault::failed_precondition(format!("sandbox {} is not ready", row.id)));
     }
     let linux = row.config.0.linux.get_or_insert_default();
     linux.overhead = request.overhead.or(linux.overhead.take());
@@ -345,27 +380,24 @@ pub async fn update(world: &World, cx: &Cx, request: cri::UpdatePodSandboxResour
 }
 
 /// RemovePodSandbox.
-pub async fn remove(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(id) = full_id(world, id) else { return Ok(()) };
-    let _guard = world.lock(&id).await;
-    if world.pod(&id).is_none() {
-        return Ok(());
-    }
-    stop_locked(world, cx, &id).await?;
-    let ids: Vec<String> = world.tables.borrow().containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
-    for container in ids {
+pub async fn remove(world: &World, cx: &Cx) -> Result<()> {
+    let _ending = world.ending();
+    let _whole = world.whole.write().await;
+    stop_alone(world, cx).await?;
+    for container in world.container_ids() {
         container::remove(world, cx, &container).await?;
     }
-    take_down(world, cx, &id).await
+    take_down(world, cx).await
 }
 
-/// Gives back all that a pod may own, whatever of it was made; the row and the name go last.
-pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
-    let Some(row) = world.pod(id) else { return Ok(()) };
+/// Gives back all that a pod may own, whatever of it was made; the row goes last.
+pub async fn take_down(world: &World, cx: &Cx) -> Result<()> {
+    let Some(row) = world.pod() else { return Ok(()) };
+    let id = world.id();
     cx.run("remove the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::RemoveSandbox { id: id.into() }).await }).await?;
     cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into(), pod: None }).await })
         .await?;
-    let (files, volatile, images) = (world.files(id), world.volatile(id), volumes::directory(world, id));
+    let (files, volatile, images) = (world.files(), world.volatile(), volumes::directory(world, id));
     let clean = move || {
         unmount(&volatile.join("shm"))?;
         let volumes = volumes::unmount(&images)?;
@@ -382,12 +414,10 @@ pub async fn take_down(world: &World, cx: &Cx, id: &str) -> Result<()> {
     if cx.blocking("remove pod files", IO, clean).await? {
         volumes::release(world, cx, id).await?;
     }
-    let ops = vec![Op::delete(table::SANDBOXES, id), Op::delete(table::NAMES, pod_name(&row.config.0)?)];
-    world.commit(cx, ops).await?;
-    world.tables.borrow_mut().pods.remove(id);
-    world.selinux.release(&row.label);
+    world.commit(cx, vec![Op::delete(table::SANDBOXES, id)]).await?;
+    world.args.selinux.release(&row.label);
     let before = world.args.view.0.load_full();
-    world.publish_pod(id);
+    world.set_pod(None);
     if before.pods.contains_key(id) {
         world.announce(cri::ContainerEventType::ContainerDeletedEvent, id, id, &before);
     }

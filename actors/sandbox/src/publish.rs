@@ -1,51 +1,81 @@
 //! The published picture of pods and containers, and events.
-use crate::World;
 use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
+use crate::slots::Rows;
+use crate::{Args, World};
 use kernel::Cx;
 use messages::events::Publish;
 use messages::sandbox::{Container, Picture, Pod, Runtime};
 use proto::cri;
 use proto::prost::Message as _;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Publishes all pods as they were read at the start of the daemon.
+pub(crate) fn everything(args: &Args, pods: &BTreeMap<String, Rows>) {
+    let mut picture = Picture { recovered: true, ..Default::default() };
+    for (pod_row, containers) in pods.values() {
+        picture
+            .pods
+            .extend(pod_row.iter().filter(|p| p.phase != PodPhase::Creating).map(|p| (p.id.clone(), Arc::new(pod(p, &runtime(args, p))))));
+        let shown = containers.iter().filter(|c| c.phase != Phase::Creating);
+        picture.containers.extend(shown.map(|c| (c.id.clone(), Arc::new(container(c)))));
+    }
+    args.view.0.store(Arc::new(picture));
+}
+
+fn runtime(args: &Args, row: &PodRow) -> Arc<Runtime> {
+    let kind = args.settings.handlers.get(&row.handler).map(|h| h.kind.clone()).unwrap_or_default();
+    Arc::new(Runtime { kind, options: row.runtime.clone() })
+}
+
 impl World {
-    fn runtime(&self, row: &PodRow) -> Arc<Runtime> {
-        let kind = self.args.settings.handlers.get(&row.handler).map(|h| h.kind.clone()).unwrap_or_default();
-        Arc::new(Runtime { kind, options: row.runtime.clone() })
-    }
-
-    /// Replaces the picture as a whole.
-    pub(crate) fn publish(&self) {
+    /// Replaces all that the picture has of this pod.
+    pub(crate) fn publish_own(&self) {
         let tables = self.tables.borrow();
-        let pods = tables.pods.values().filter(|p| p.phase != PodPhase::Creating);
+        let shown = tables.pod.as_ref().filter(|p| p.phase != PodPhase::Creating).map(|p| Arc::new(pod(p, &runtime(&self.args, p))));
         let containers = tables.containers.values().filter(|c| c.phase != Phase::Creating);
-        let picture = Picture {
-            pods: pods.map(|p| (p.id.clone(), Arc::new(pod(p, &self.runtime(p))))).collect(),
-            containers: containers.map(|c| (c.id.clone(), Arc::new(container(c)))).collect(),
-            recovered: tables.recovered,
-        };
-        self.args.view.0.store(Arc::new(picture));
+        let containers: Vec<_> = containers.map(|c| (c.id.clone(), Arc::new(container(c)))).collect();
+        self.change(|picture| {
+            match &shown {
+                Some(pod) => picture.pods.insert(self.id().to_owned(), pod.clone()),
+                None => picture.pods.remove(self.id()),
+            };
+            picture.containers.retain(|_, c| c.sandbox_id != self.id());
+            picture.containers.extend(containers.iter().cloned());
+        });
     }
 
-    /// Replaces one pod's place in the picture.
-    pub(crate) fn publish_pod(&self, id: &str) {
-        let mut picture = Picture::clone(&self.args.view.0.load());
-        match self.tables.borrow().pods.get(id).filter(|p| p.phase != PodPhase::Creating) {
-            Some(row) => picture.pods.insert(id.to_owned(), Arc::new(pod(row, &self.runtime(row)))),
-            None => picture.pods.remove(id),
-        };
-        self.args.view.0.store(Arc::new(picture));
+    /// Replaces the pod's place in the picture.
+    pub(crate) fn publish_pod(&self) {
+        let shown =
+            self.tables.borrow().pod.as_ref().filter(|p| p.phase != PodPhase::Creating).map(|p| Arc::new(pod(p, &runtime(&self.args, p))));
+        self.change(|picture| {
+            match &shown {
+                Some(pod) => picture.pods.insert(self.id().to_owned(), pod.clone()),
+                None => picture.pods.remove(self.id()),
+            };
+        });
     }
 
     /// Replaces one container's place in the picture.
     pub(crate) fn publish_container(&self, id: &str) {
-        let mut picture = Picture::clone(&self.args.view.0.load());
-        match self.tables.borrow().containers.get(id).filter(|c| c.phase != Phase::Creating) {
-            Some(row) => picture.containers.insert(id.to_owned(), Arc::new(container(row))),
-            None => picture.containers.remove(id),
-        };
-        self.args.view.0.store(Arc::new(picture));
+        let shown = self.tables.borrow().containers.get(id).filter(|c| c.phase != Phase::Creating).map(|c| Arc::new(container(c)));
+        self.change(|picture| {
+            match &shown {
+                Some(container) => picture.containers.insert(id.to_owned(), container.clone()),
+                None => picture.containers.remove(id),
+            };
+        });
+    }
+
+    /// Changes the picture; pods do so from several threads.
+    fn change(&self, change: impl Fn(&mut Picture)) {
+        self.args.view.0.rcu(|old| {
+            let mut picture = Picture::clone(old);
+            change(&mut picture);
+            picture
+        });
     }
 
     /// Tells CRI's readers of a change to a pod, or to a container of it, as `picture` shows them. Waits for nobody.

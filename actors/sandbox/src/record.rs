@@ -64,6 +64,8 @@ impl<'de> Deserialize<'de> for Json {
 pub enum PodPhase {
     /// Being made; a later generation takes it down.
     Creating,
+    /// Could not be made, and not all of it could be undone: shown as not ready, taken down in the background.
+    Failed,
     /// Ready.
     Ready,
     /// Stopped.
@@ -91,9 +93,6 @@ pub struct PodRow {
     pub handle: SandboxHandle,
     /// Boot in which it was made.
     pub boot: String,
-    /// It never became ready, and what was made of it could not be taken down.
-    #[serde(default)]
-    pub failed: bool,
     /// What CNI answered.
     #[serde(default)]
     pub cni: Json,
@@ -160,17 +159,31 @@ pub struct ContainerRow {
     pub label: String,
 }
 
-/// Key of a pod's name.
-pub fn pod_name(config: &cri::PodSandboxConfig) -> Result<String> {
-    let m = config.metadata.as_ref().ok_or("config must include metadata").class(Class::InvalidArgument, "sandbox")?;
-    Ok(format!("pod/{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt))
+/// What a reboot has ended. The rows are saved later: until then the next start finds the same.
+pub fn after_reboot(pod: &mut Option<PodRow>, containers: &mut [ContainerRow], boot: &str) {
+    if let Some(pod) = pod
+        && pod.boot != boot
+        && pod.phase == PodPhase::Ready
+    {
+        pod.phase = PodPhase::Stopped;
+    }
+    for row in containers.iter_mut().filter(|c| c.boot != boot && matches!(c.phase, Phase::Starting | Phase::Running)) {
+        row.exit = Some(Exit { code: 255, at_ns: now_ns(), oom: false, witness: "reboot".into() });
+        row.reason = ("Unknown".into(), "the node was started again".into());
+        (row.phase, row.pid) = (Phase::Exited, 0);
+    }
 }
 
-/// Key of a container's name.
+/// The name that a pod reserves.
+pub fn pod_name(config: &cri::PodSandboxConfig) -> Result<String> {
+    let m = config.metadata.as_ref().ok_or("config must include metadata").class(Class::InvalidArgument, "sandbox")?;
+    Ok(format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt))
+}
+
+/// The name that a container reserves within its pod.
 pub fn container_name(config: &cri::ContainerConfig, pod: &PodRow) -> Result<String> {
     let m = config.metadata.as_ref().ok_or("config must include metadata").class(Class::InvalidArgument, "container")?;
-    let pod_name = pod_name(&pod.config.0)?;
-    Ok(format!("container/{}_{}_{}", m.name, pod_name.trim_start_matches("pod/"), m.attempt))
+    Ok(format!("{}_{}_{}", m.name, pod_name(&pod.config.0)?, m.attempt))
 }
 
 /// Now, Unix nanoseconds.

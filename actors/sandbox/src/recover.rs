@@ -1,93 +1,118 @@
-//! After a start: rows are read again, what was half made is taken down, what runs is watched.
-use crate::record::{ContainerRow, Phase, PodPhase, PodRow, now_ns};
-use crate::{World, container, pod};
+//! After a start: rows are read again, what was half made is taken down, what runs is watched. Each pod by itself: one's trouble delays no other.
+use crate::record::{ContainerRow, Phase, PodPhase, PodRow, after_reboot};
+use crate::slots::Rows;
+use crate::{Args, World, container, pod};
 use kernel::{Cx, Result};
 use messages::store::{self, table};
-use messages::task::Exit;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
-/// Networks of an earlier boot's pods that are released side by side.
-const TURNS: usize = 4;
+/// Pauses between attempts in the background, doubled from the first up to the last.
+const FIRST: Duration = Duration::from_millis(500);
+const LAST: Duration = Duration::from_secs(300);
 
-/// Reads all rows.
-pub async fn load(world: &World, cx: &Cx) -> Result<()> {
-    let pods = world.args.store.call(cx, store::Scan { table: table::SANDBOXES, prefix: String::new() }).await?;
-    let containers = world.args.store.call(cx, store::Scan { table: table::CONTAINERS, prefix: String::new() }).await?;
-    let mut tables = world.tables.borrow_mut();
-    for (id, row) in pods {
-        tables.pods.insert(id, store::decode::<PodRow>(&row)?);
+/// Does something until it works, however long that takes; `troupe ops` shows what it waits for.
+pub async fn persist(cx: &Cx, what: &str, mut attempt: impl AsyncFnMut() -> Result<()>) {
+    let mut pause = FIRST;
+    while let Err(error) = attempt().await {
+        tracing::warn!(%error, "{what} failed; the next try is in {pause:?}");
+        cx.step(format!("next try in {pause:?}: {error}"));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST);
     }
-    for (id, row) in containers {
-        tables.containers.insert(id, store::decode::<ContainerRow>(&row)?);
-    }
-    let labels = tables.pods.values().map(|p| &p.label).chain(tables.containers.values().map(|c| &c.label));
-    labels.for_each(|label| world.selinux.reserve(label));
-    tables.recovered = true;
-    Ok(())
 }
 
-/// Every pod and container by itself: one's trouble delays no other.
-pub async fn run(world: Rc<World>, cx: Cx) {
-    let (pods, containers) = {
-        let tables = world.tables.borrow();
-        (tables.pods.values().cloned().collect::<Vec<_>>(), tables.containers.values().cloned().collect::<Vec<_>>())
-    };
-    for row in containers {
+/// A row that cannot be read is left where it is, and costs nobody else.
+fn readable<T: DeserializeOwned>(table: &str, rows: Vec<(String, Vec<u8>)>) -> impl Iterator<Item = T> {
+    rows.into_iter().filter_map(move |(id, bytes)| match store::decode(&bytes) {
+        Ok(row) => Some(row),
+        Err(error) => {
+            tracing::error!(%error, table, id, "a row is unreadable and is ignored");
+            None
+        }
+    })
+}
+
+async fn scan<T: DeserializeOwned>(args: &Args, table: &'static str, cx: &Cx) -> Result<impl Iterator<Item = T>> {
+    Ok(readable(table, args.store.call(cx, store::Scan { table, prefix: String::new() }).await?))
+}
+
+/// The rows of all pods.
+pub async fn read_all(args: &Args, boot: &str, cx: &Cx) -> Result<BTreeMap<String, Rows>> {
+    let mut pods: BTreeMap<String, Rows> = BTreeMap::new();
+    for row in scan::<PodRow>(args, table::SANDBOXES, cx).await? {
+        pods.insert(row.id.clone(), (Some(row), Vec::new()));
+    }
+    for row in scan::<ContainerRow>(args, table::CONTAINERS, cx).await? {
+        pods.entry(row.sandbox_id.clone()).or_default().1.push(row);
+    }
+    pods.values_mut().for_each(|(pod, containers)| after_reboot(pod, containers, boot));
+    Ok(pods)
+}
+
+/// The rows of one pod.
+pub async fn read(args: &Args, id: &str, boot: &str, cx: &Cx) -> Result<Rows> {
+    let row = args.store.call(cx, store::Get { table: table::SANDBOXES, key: id.to_owned() }).await?;
+    let mut pod = readable::<PodRow>(table::SANDBOXES, row.into_iter().map(|r| (id.to_owned(), r)).collect()).next();
+    let mut containers: Vec<ContainerRow> =
+        scan::<ContainerRow>(args, table::CONTAINERS, cx).await?.filter(|c| c.sandbox_id == id).collect();
+    after_reboot(&mut pod, &mut containers, boot);
+    Ok((pod, containers))
+}
+
+/// Puts the pod and each container of it in order, in the background.
+pub fn run(world: &Rc<World>, cx: &Cx) {
+    for id in world.container_ids() {
         let world = world.clone();
         cx.spawn("recover container", move |cx| async move {
-            if let Err(error) = one_container(&world, &cx, &row).await {
-                tracing::warn!(%error, id = row.id, "a container could not be recovered");
-            }
+            let _call = world.slot.enter();
+            persist(&cx, "recovery of a container", async || one_container(&world, &cx, &id).await).await;
         });
     }
-    let turns = Rc::new(tokio::sync::Semaphore::new(TURNS));
-    for row in pods {
-        let (world, turns) = (world.clone(), turns.clone());
-        cx.spawn("recover pod", move |cx| async move {
-            if let Err(error) = one_pod(&world, &cx, row, &turns).await {
-                tracing::warn!(%error, "a pod could not be recovered");
-            }
-        });
-    }
-}
-
-async fn one_pod(world: &World, cx: &Cx, mut row: PodRow, turns: &tokio::sync::Semaphore) -> Result<()> {
-    if row.phase == PodPhase::Creating {
-        if let Err(fault) = pod::take_down(world, cx, &row.id).await {
-            pod::keep_failed(world, cx, &row.id).await?;
-            return Err(fault);
+    // Containers of a pod whose row is unreadable are shown, and can be stopped and removed: who knows not what they are must not end them.
+    let Some(row) = world.pod() else { return };
+    match row.phase {
+        PodPhase::Creating | PodPhase::Failed => pod::take_down_later(world, cx),
+        PodPhase::Ready => pod::watch(world, cx),
+        PodPhase::Stopped => {
+            // What a reboot has ended is written down.
+            let world = world.clone();
+            cx.spawn("recover pod", move |cx| async move {
+                let Some(mut row) = world.pod().filter(|p| p.boot != world.boot && p.phase == PodPhase::Stopped) else { return };
+                row.boot.clone_from(&world.boot);
+                persist(&cx, "recovery of a pod", async || {
+                    let _whole = world.whole.write().await;
+                    if world.pod().is_none() {
+                        return Ok(());
+                    }
+                    // Its address is free again before the kubelet finds the time to ask for that.
+                    let _turn = world.args.turns.acquire().await;
+                    pod::release_network(&world, &cx, &row).await?;
+                    world.save_pod(&cx, &row).await
+                })
+                .await;
+            });
         }
-        return Ok(());
     }
-    if row.phase == PodPhase::Ready && row.boot != world.boot {
-        row.phase = PodPhase::Stopped;
-        world.save_pod(cx, &row).await?;
-        // Its address is free again before the kubelet finds the time to ask for that.
-        let _turn = turns.acquire().await;
-        return pod::release_network(world, cx, &row).await;
-    }
-    Ok(())
 }
 
-async fn one_container(world: &Rc<World>, cx: &Cx, row: &ContainerRow) -> Result<()> {
+async fn one_container(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
     // A client that tries again may have come first.
-    let _guard = world.lock(&row.id).await;
-    let Some(mut row) = world.container(&row.id) else { return Ok(()) };
+    let _guard = world.lock(id).await;
+    let Some(mut row) = world.container(id) else { return Ok(()) };
     match row.phase {
-        Phase::Creating => return container::take_down(world, cx, &row.id).await,
-        Phase::Created | Phase::Exited => return Ok(()),
-        Phase::Starting | Phase::Running => {}
-    }
-    if row.boot != world.boot {
-        row.exit = Some(Exit { code: 255, at_ns: now_ns(), oom: false, witness: "reboot".into() });
-        row.reason = ("Unknown".into(), "the node was started again".into());
-        (row.phase, row.pid) = (Phase::Exited, 0);
-        return world.save_container(cx, &row).await;
-    }
-    match row.phase {
+        Phase::Creating => container::take_down(world, cx, id).await,
+        Phase::Created => Ok(()),
+        Phase::Exited if row.boot != world.boot => {
+            row.boot.clone_from(&world.boot);
+            world.save_container(cx, &row).await
+        }
+        Phase::Exited => Ok(()),
         Phase::Starting => container::settle_start(world, cx, &mut row).await,
-        _ => {
-            container::watch(world, cx, &row.id);
+        Phase::Running => {
+            container::watch(world, cx, id);
             Ok(())
         }
     }

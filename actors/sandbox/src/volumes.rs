@@ -80,7 +80,7 @@ async fn mounted(world: &World, cx: &Cx, pod: &str, image: &Image) -> Result<(Pa
     let hex = image.manifest.trim_start_matches("sha256:").to_owned();
     let (dir, key) = (directory(world, pod).join(&hex), prefix(pod) + &hex);
     let _guard = world.lock(&key).await;
-    let snapshotter = world.snapshotter_of_pod(pod);
+    let snapshotter = world.snapshotter(&world.pod().map(|p| p.handler).unwrap_or_default());
     let stat = snapshot::Mounts { snapshotter: snapshotter.clone(), key: key.clone() };
     let mounts = match world.args.snapshots.call(cx, stat).await {
         Err(e) if e.is_not_found() => {

@@ -2,14 +2,16 @@
 //!
 //! Owns: one database file. Talks to: nobody. States: none of its own; everything is in the [`Database`] handle, which outlives generations.
 //! On a crash: the next generation goes on with the same handle; a commit that was answered is durable, one that was not either happened whole or
-//! not at all. Spans: each message is a hop. Limits: one writer; commits that wait together share one transaction and one fsync ([`writer`]).
+//! not at all. Spans: each message is a hop. Limits: one writer; commits that wait together share one transaction and one fsync ([`writer`]). On a full
+//! disk, what adds rows is refused, and what changes or deletes them goes on, in room that was kept back for it ([`reserve`]).
+mod reserve;
 mod writer;
 
 use kernel::{Actor, Class, Cx, Fault, Handle, Reply, Result, ResultExt, Routes};
 use messages::store::{Commit, Count, Get, Scan, Store, table};
 use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Rows of one kind: key to JSON.
 pub(crate) type Table = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -30,8 +32,46 @@ pub(crate) fn fault(e: impl Into<redb::Error>) -> Fault {
 /// An opened database; a file can be opened once in a process, so the handle is shared by all generations.
 #[derive(Clone)]
 pub struct Handles {
-    database: Arc<Database>,
+    file: Arc<File>,
     writer: writer::Writer,
+}
+
+/// The database file. redb gives a handle up after the first failure of the disk; it is opened again then.
+pub(crate) struct File {
+    path: PathBuf,
+    handle: RwLock<Option<Database>>,
+}
+
+impl File {
+    fn open(path: &Path) -> Result<Database> {
+        let what = || format!("open the metadata database {}", path.display());
+        let database = Database::builder().set_cache_size(8 << 20).create(path).map_err(fault).with_context(what)?;
+        let begin = database.begin_write().map_err(fault)?;
+        for name in table::ALL {
+            begin.open_table(definition(name)).map_err(fault)?;
+        }
+        begin.commit().map_err(fault).with_context(what)?;
+        Ok(database)
+    }
+    /// Closes it; whoever needs it next opens it again.
+    pub fn close(&self) {
+        // The handle holds the file's lock until it is dropped.
+        drop(self.handle.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+    /// Works with the handle.
+    pub fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        let handle = self.handle.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = handle.as_ref() {
+            return f(database);
+        }
+        drop(handle);
+        let mut handle = self.handle.write().unwrap_or_else(PoisonError::into_inner);
+        if handle.is_none() {
+            tracing::warn!("the metadata database is opened again after a failure");
+            *handle = Some(File::open(&self.path)?);
+        }
+        f(handle.as_ref().ok_or_else(|| Fault::unavailable("the metadata database is closed"))?)
+    }
 }
 
 /// Opens (or makes) the database and all its tables. `DataLoss` if the file is damaged: it is never replaced silently.
@@ -39,16 +79,9 @@ pub fn open(path: &Path) -> Result<Handles> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let what = || format!("open the metadata database {}", path.display());
-    let database = Database::builder().set_cache_size(8 << 20).create(path).map_err(fault).with_context(what)?;
-    let begin = database.begin_write().map_err(fault)?;
-    for name in table::ALL {
-        begin.open_table(definition(name)).map_err(fault)?;
-    }
-    begin.commit().map_err(fault).with_context(what)?;
-    let database = Arc::new(database);
-    let writer = writer::Writer::start(database.clone())?;
-    Ok(Handles { database, writer })
+    let file = Arc::new(File { path: path.to_owned(), handle: RwLock::new(Some(File::open(path)?)) });
+    let writer = writer::Writer::start(file.clone(), reserve::Reserve::beside(path))?;
+    Ok(Handles { file, writer })
 }
 
 /// The actor.
@@ -75,19 +108,19 @@ fn known(name: &'static str) -> Result<Table> {
 
 impl Handle<Get> for StoreActor {
     fn handle(&mut self, m: Get, _: Cx) -> Reply<Option<Vec<u8>>> {
-        let get = || -> Result<Option<Vec<u8>>> {
-            let read = self.0.database.begin_read().map_err(fault)?;
+        let get = |database: &Database| -> Result<Option<Vec<u8>>> {
+            let read = database.begin_read().map_err(fault)?;
             let rows = read.open_table(known(m.table)?).map_err(fault)?;
             Ok(rows.get(m.key.as_str()).map_err(fault)?.map(|v| v.value().to_vec()))
         };
-        get().into()
+        self.0.file.with(get).into()
     }
 }
 
 impl Handle<Scan> for StoreActor {
     fn handle(&mut self, m: Scan, _: Cx) -> Reply<Vec<(String, Vec<u8>)>> {
-        let scan = || -> Result<Vec<(String, Vec<u8>)>> {
-            let read = self.0.database.begin_read().map_err(fault)?;
+        let scan = |database: &Database| -> Result<Vec<(String, Vec<u8>)>> {
+            let read = database.begin_read().map_err(fault)?;
             let rows = read.open_table(known(m.table)?).map_err(fault)?;
             let mut found = Vec::new();
             for row in rows.range(m.prefix.as_str()..).map_err(fault)? {
@@ -99,18 +132,18 @@ impl Handle<Scan> for StoreActor {
             }
             Ok(found)
         };
-        scan().into()
+        self.0.file.with(scan).into()
     }
 }
 
 impl Handle<Count> for StoreActor {
     fn handle(&mut self, _: Count, _: Cx) -> Reply<Vec<(&'static str, u64)>> {
-        let count = || -> Result<Vec<(&'static str, u64)>> {
-            let read = self.0.database.begin_read().map_err(fault)?;
+        let count = |database: &Database| -> Result<Vec<(&'static str, u64)>> {
+            let read = database.begin_read().map_err(fault)?;
             let len = |name: &&'static str| Ok((*name, read.open_table(definition(name)).map_err(fault)?.len().map_err(fault)?));
             table::ALL.iter().map(len).collect()
         };
-        count().into()
+        self.0.file.with(count).into()
     }
 }
 

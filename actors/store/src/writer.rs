@@ -1,8 +1,10 @@
 //! Group commit: one thread takes all commits that wait, applies each by itself or not at all, and makes them durable with one fsync.
-use crate::{definition, fault};
-use kernel::{Fault, Result, ResultExt};
+use crate::reserve::Reserve;
+use crate::{File, definition, fault};
+use kernel::{Class, Fault, Result, ResultExt};
 use messages::store::{Op, table};
 use redb::{Database, ReadableTable};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,12 +20,12 @@ type Waiting = (Vec<Op>, oneshot::Sender<Result<()>>);
 pub(crate) struct Writer(Sender<Waiting>);
 
 impl Writer {
-    pub fn start(database: Arc<Database>) -> Result<Writer> {
+    pub fn start(file: Arc<File>, reserve: Reserve) -> Result<Writer> {
         let (sender, receiver) = channel();
         std::thread::Builder::new()
             .name("troupe-store".into())
             .stack_size(512 << 10)
-            .spawn(move || run(&database, &receiver))
+            .spawn(move || run(&Disk { file, reserve, full: Cell::new(false) }, &receiver))
             .context("start the store's writer")?;
         Ok(Writer(sender))
     }
@@ -36,7 +38,15 @@ impl Writer {
     }
 }
 
-fn run(database: &Database, receiver: &Receiver<Waiting>) {
+/// The database and how its disk is.
+struct Disk {
+    file: Arc<File>,
+    reserve: Reserve,
+    /// No room for more rows.
+    full: Cell<bool>,
+}
+
+fn run(disk: &Disk, receiver: &Receiver<Waiting>) {
     while let Ok(first) = receiver.recv() {
         let mut group = vec![first];
         while group.len() < GROUP
@@ -44,7 +54,7 @@ fn run(database: &Database, receiver: &Receiver<Waiting>) {
         {
             group.push(next);
         }
-        let results = commit(database, &group);
+        let results = disk.commit(&group);
         for (number, (_, done)) in group.into_iter().enumerate() {
             let result = match &results {
                 Ok(each) => each.get(number).cloned().unwrap_or(Ok(())),
@@ -55,8 +65,35 @@ fn run(database: &Database, receiver: &Receiver<Waiting>) {
     }
 }
 
-/// Applies a group in one transaction. An outer error failed all; an inner one failed only that commit.
-fn commit(database: &Database, group: &[Waiting]) -> Result<Vec<Result<()>>> {
+impl Disk {
+    fn commit(&self, group: &[Waiting]) -> Result<Vec<Result<()>>> {
+        if self.full.get() && self.reserve.lay_in().is_ok() {
+            tracing::info!("the metadata database has room again");
+            self.full.set(false);
+        }
+        let first = self.attempt(group);
+        match first {
+            Err(fault) if fault.class == Class::ResourceExhausted && !self.full.replace(true) => {
+                tracing::error!(%fault, "the disk of the metadata database is full: rows are changed and deleted, but none is added");
+                self.reserve.give_up();
+                self.attempt(group)
+            }
+            other => other,
+        }
+    }
+    fn attempt(&self, group: &[Waiting]) -> Result<Vec<Result<()>>> {
+        let full = self.full.get();
+        let result = self.file.with(|database| commit(database, group, full));
+        if result.is_err() {
+            // After a failure of the disk a handle is of no more use.
+            self.file.close();
+        }
+        result
+    }
+}
+
+/// Applies a group in one transaction; nothing that adds a row when the disk is full. An outer error failed all; an inner one failed only that commit.
+fn commit(database: &Database, group: &[Waiting], full: bool) -> Result<Vec<Result<()>>> {
     let write = database.begin_write().map_err(fault).context("begin a commit")?;
     let mut results = Vec::with_capacity(group.len());
     {
@@ -73,6 +110,11 @@ fn commit(database: &Database, group: &[Waiting]) -> Result<Vec<Result<()>>> {
                     Some(Err(e)) => Some(fault(e)),
                     None => Some(Fault::invalid_argument(format!("there is no table {table}"))),
                 },
+                Op::Put { table, key, .. } if full && tables.get(table).is_some_and(|t| matches!(t.get(key.as_str()), Ok(None))) => {
+                    Some(Fault::resource_exhausted(format!(
+                        "the disk of the metadata database is full: {table}/{key} is not added; free some room"
+                    )))
+                }
                 Op::Put { table, .. } | Op::Delete { table, .. } => {
                     (!tables.contains_key(table)).then(|| Fault::invalid_argument(format!("there is no table {table}")))
                 }

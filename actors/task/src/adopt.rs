@@ -79,6 +79,9 @@ async fn endure(pod: &Rc<Pod>, cx: &Cx, mut link: Link) -> bool {
     let why = "it does not answer Task/Connect";
     tracing::warn!(sandbox = pod.id, "the shim is deaf");
     pod.state.send_replace(State::Deaf(why.to_owned()));
+    // Their ends are seen all the same.
+    let running: Vec<_> = pod.containers.borrow().values().cloned().collect();
+    running.iter().for_each(|c| pod.watch(cx, &link, c));
     loop {
         cx.step(format!("deaf for {:?}: {why}; next try in {pause:?}", since.elapsed()));
         tokio::select! {
@@ -117,6 +120,10 @@ async fn connect(pod: &Rc<Pod>, cx: &Cx) -> bool {
         let alive = known.as_deref().and_then(process::from_stamp);
         if let Some((pid, _)) = &alive {
             pod.shim_pid.set(*pid);
+        }
+        for c in pod.containers.borrow().values().filter(|c| c.pid.get() == 0) {
+            let stamp = std::fs::read_to_string(pod.bundle_of(&c.id).join("created")).unwrap_or_default();
+            c.pid.set(process::from_stamp(&stamp).map_or(0, |(pid, _)| pid));
         }
         let link = cx.run("shim.connect", |_| Link::connect(&endpoint, pod.args.timeouts.load)).await;
         let why = match link {
@@ -158,6 +165,7 @@ async fn take_over(pod: &Rc<Pod>, cx: &Cx, link: Link) {
             Err(e) => tracing::warn!(sandbox = pod.id, error = %e, "undo of an unfinished create is incomplete"),
         }
     }
+    pod.state.send_replace(State::Up(link.clone()));
     let known: Vec<_> =
         pod.containers.borrow().values().filter(|c| c.ended().is_none() && !pod.creating.borrow().contains(&c.id)).cloned().collect();
     let asked = known.into_iter().map(|c| {

@@ -1,4 +1,5 @@
-//! The pod's cgroup parent. On a node with a kubelet it exists before the pod and belongs to the kubelet; otherwise the runtime makes it, and it is ours to remove.
+//! Cgroups, where this actor has to do with them itself: killing all of a container whose shim does not answer, and the pod's cgroup parent. On a node with a kubelet it exists before the pod and belongs to the kubelet; otherwise the runtime makes it, and it is ours to remove.
+use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -17,6 +18,30 @@ pub fn remove(dirs: &[PathBuf]) {
     for dir in dirs {
         // Not empty or gone: somebody else's, or nothing to do.
         let _ = std::fs::remove_dir(dir);
+    }
+}
+
+/// Kills everything in the cgroup of container `id`, to which the living process `pid` belongs.
+pub fn kill(pid: u32, id: &str) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let root = Path::new(ROOT);
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(names), Some(path)) = (parts.next(), parts.next()) else { continue };
+        // Only a cgroup that bears the container's name is its own.
+        if !path.rsplit('/').next().is_some_and(|last| last.contains(id)) {
+            continue;
+        }
+        let dir = root.join(names).join(path.trim_start_matches('/'));
+        // Frozen processes of version 1 do not die before they are thawed.
+        let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+        if std::fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+            continue;
+        }
+        let procs = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        for process in procs.lines().filter_map(|l| l.parse().ok()).filter_map(Pid::from_raw) {
+            let _ = kill_process(process, Signal::KILL);
+        }
     }
 }
 

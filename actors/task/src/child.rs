@@ -7,7 +7,7 @@ use kernel::{Actor, Cx, Handle, Message, Protocol, Reply, Result, Routes};
 use messages::store::{Get, Store, decode, table};
 use messages::task::{
     Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox, ReopenLog, Resize,
-    RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
+    RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Actor for Child {
         let r = r.on::<For<Kill>>().on::<For<Wait>>().on::<For<Delete>>().on::<For<State>>().on::<For<Update>>().on::<For<ExecSync>>();
         let r = r.on::<For<OpenSession>>().on::<For<RunExec>>().on::<For<WaitExec>>().on::<For<JoinStreams>>();
         let r = r.on::<For<Resize>>().on::<For<CloseInput>>().on::<For<CloseSession>>();
-        r.on::<For<ReopenLog>>().on::<For<Stats>>().on::<For<Adopted>>().on::<Exited>().on::<Oom>()
+        r.on::<For<ReopenLog>>().on::<For<Stats>>().on::<For<Adopted>>().on::<For<WaitSandbox>>().on::<Exited>().on::<Oom>()
     }
 }
 
@@ -109,6 +109,7 @@ handle! {
     };
     StopSandbox => |pod, _m, cx| pod.stop(cx);
     RemoveSandbox => |pod, _m, cx| pod.remove(cx.without_deadline());
+    WaitSandbox => |pod, _m, _cx| async move { pod.ended().await };
     Create => |pod, m, cx| pod.create(cx, m);
     Start => |pod, m, cx| pod.start_task(cx, m.id);
     Kill => |pod, m, cx| pod.kill(cx, m);

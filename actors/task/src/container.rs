@@ -1,7 +1,8 @@
 //! A container's task in the pod's shim: create, start, kill, delete, state, update, statistics, log.
-use crate::link::{Link, rpc};
+use crate::link::{Link, is_silence, rpc};
 use crate::pod::{Container, Pod};
-use crate::{bundle, launch};
+use crate::process::{self, Process};
+use crate::{bundle, cgroup, launch};
 use kernel::{Class, Cx, Fault, Result};
 use messages::task::{Create, Exit, Kill, TaskState};
 use proto::prost_types::{Any, Timestamp};
@@ -10,6 +11,8 @@ use proto::types;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// The signal that needs nobody's consent.
+const SIGKILL: u32 = 9;
 /// Longest local file work.
 const FILES: Duration = Duration::from_secs(10);
 const LINUX_RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -68,9 +71,10 @@ impl Pod {
         let saved = self.save(cx, |row| {
             row.containers.entry(m.id.clone()).or_default();
         });
-        let created = rpc(cx, "Task/Create", self.args.timeouts.call, |c| link.task.create(c, &request));
+        let created = self.ask(rpc(cx, "Task/Create", self.args.timeouts.call, |c| link.task.create(c, &request)));
         let ((), created) = futures::try_join!(saved, created)?;
-        bundle::write(&path.join("created"), 0o600, b"")?;
+        // Which process it is, for when the shim can no longer be asked.
+        bundle::write(&path.join("created"), 0o600, process::stamp(created.pid).unwrap_or_default().as_bytes())?;
         Ok(created.pid)
     }
 
@@ -125,8 +129,7 @@ impl Pod {
         let container = self.container(&id)?;
         let link = self.link(&cx).await?;
         let request = api::StartRequest { id, ..Default::default() };
-        let started = rpc(&cx, "Task/Start", self.args.timeouts.call, |c| link.task.start(c, &request)).await;
-        let started = self.watch_for_silence(started)?;
+        let started = self.ask(rpc(&cx, "Task/Start", self.args.timeouts.call, |c| link.task.start(c, &request))).await?;
         self.collect_spans(&cx, &link);
         if started.pid != 0 {
             container.pid.set(started.pid);
@@ -140,9 +143,38 @@ impl Pod {
         if m.exec_id.is_empty() && container.ended().is_some() {
             return Err(Fault::not_found(format!("container {} has ended", m.id)));
         }
-        let link = self.link(&cx).await?;
-        let request = api::KillRequest { id: m.id, exec_id: m.exec_id, signal: m.signal, all: m.all };
-        self.watch_for_silence(rpc(&cx, "Task/Kill", self.args.timeouts.call, |c| link.task.kill(c, &request)).await)
+        let by_shim = async {
+            let link = self.link(&cx).await?;
+            let request = api::KillRequest { id: m.id, exec_id: m.exec_id.clone(), signal: m.signal, all: m.all };
+            self.ask(rpc(&cx, "Task/Kill", self.args.timeouts.call, |c| link.task.kill(c, &request))).await
+        };
+        match by_shim.await {
+            Err(f) if m.signal == SIGKILL && m.exec_id.is_empty() && (is_silence(&f) || f.class == Class::Unavailable) => {
+                self.kill_without_shim(&cx, &container).await
+            }
+            other => other,
+        }
+    }
+
+    /// SIGKILL needs no shim, only the kernel; the pidfd tells of the end.
+    async fn kill_without_shim(&self, cx: &Cx, container: &Rc<Container>) -> Result<()> {
+        let (pid, id) = (container.pid.get(), container.id.clone());
+        let process =
+            Process::open(pid).map_err(|f| f.context(format!("container {id}: its shim does not answer, and its process is unknown")))?;
+        tracing::warn!(container = id, "killed without its shim, which does not answer");
+        container.killed.set(true);
+        cx.blocking("kill a container", FILES, move || {
+            cgroup::kill(pid, &id);
+            Ok(())
+        })
+        .await?;
+        process.kill();
+        // The shim will not tell, so whoever killed does.
+        if process.ended_within(self.args.timeouts.shutdown).await {
+            self.lose(cx, container, Exit { code: 128 + SIGKILL, at_ns: nanos(None), oom: container.oom.get(), witness: "pidfd".into() })
+                .await;
+        }
+        Ok(())
     }
 
     /// Deletes an ended task; what the shim no longer knows, or cannot be asked for, is deleted here alone.

@@ -61,8 +61,10 @@ impl Pod {
                     Some(p) => p.ended().await,
                     None => std::future::pending().await,
                 }
-                // The shim knows the code; it is given the time to say it.
-                tokio::time::sleep(pod.args.timeouts.exit_grace).await;
+                // The shim knows the code; it is given the time to say it, if it says anything at all.
+                if pod.is_up() {
+                    tokio::time::sleep(pod.args.timeouts.exit_grace).await;
+                }
             };
             let seen = tokio::select! {
                 _ = c.wait() => Seen::Settled,
@@ -90,7 +92,8 @@ impl Pod {
 
     /// The init has ended, and the shim has not said so.
     async fn ended_unseen(self: &Rc<Self>, cx: &Cx, link: &Link, c: &Rc<Container>) {
-        match self.ask_state(cx, link, &c.id).await {
+        let answer = if self.is_up() { self.ask_state(cx, link, &c.id).await } else { Err(Fault::unavailable("not asked")) };
+        match answer {
             Ok(s) if s.status() == proto::types::Status::Stopped => {
                 let exit = from_state(&s, c);
                 let oom = exit.oom || self.saw_oom(cx, link, &c.id).await;
@@ -100,7 +103,7 @@ impl Pod {
                 if answer.is_err() {
                     self.suspect.notify_one();
                 }
-                self.lose(cx, c, c.lost(UNKNOWN, "pidfd")).await;
+                self.lose(cx, c, c.lost(if c.killed.get() { KILLED } else { UNKNOWN }, "pidfd")).await;
             }
         }
         self.announce_later(cx, c);

@@ -109,6 +109,8 @@ pub struct Timeouts {
     pub stats: Duration,
     /// Every other call. Longer than the slowest honest `Create` on a busy node, shorter than the kubelet's patience (2 min).
     pub call: Duration,
+    /// A call that takes longer has its shim probed while it goes on.
+    pub suspicion: Duration,
     /// A probe after a call that timed out; no answer means deaf.
     pub probe: Duration,
     /// After an init has ended, the time for its shim to say with which code.
@@ -126,6 +128,7 @@ impl Default for Timeouts {
             state: s(2),
             stats: s(2),
             call: s(60),
+            suspicion: s(5),
             probe: s(2),
             exit_grace: s(2),
         }

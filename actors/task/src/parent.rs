@@ -8,7 +8,7 @@ use messages::events::{Delivery, Event, Events, Subscribe};
 use messages::store::{Scan, Store, decode, table};
 use messages::task::{
     Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, ProbeUserns, RemoveSandbox,
-    ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec,
+    ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
 };
 use proto::events::{TaskExit, TaskOom};
 use std::cell::RefCell;
@@ -62,7 +62,7 @@ impl Actor for Parent {
         }
         // What a crash left before its row was durable.
         born.extend(strays(&args, &index));
-        join_all(born.iter().map(|id| adopt(&args, &cx, &index, id))).await;
+        born.iter().for_each(|id| adopt(&args, &cx, &index, id));
         let heard = index.clone();
         cx.spawn("task.events", move |cx| listen(cx, heard));
         let swept = args.clone();
@@ -88,7 +88,7 @@ impl Actor for Parent {
             .on::<Resize>()
             .on::<CloseInput>()
             .on::<CloseSession>();
-        r.on::<Delete>().on::<State>().on::<Update>().on::<ExecSync>().on::<ReopenLog>().on::<Stats>().on::<Adopted>()
+        r.on::<Delete>().on::<State>().on::<Update>().on::<ExecSync>().on::<ReopenLog>().on::<Stats>().on::<Adopted>().on::<WaitSandbox>()
     }
 }
 
@@ -100,8 +100,8 @@ fn strays(args: &Args, index: &Index) -> Vec<String> {
 }
 
 /// Gives a pod its child, which adopts the shim in the background; removes a pod whose start was cut short by the end of the daemon.
-async fn adopt(args: &Arc<Args>, cx: &Cx, index: &Rc<Index>, id: &str) {
-    let spawned = cx.system().spawn_child::<Child>(id, ChildArgs { args: args.clone(), id: id.to_owned(), fresh: false }).await;
+fn adopt(args: &Arc<Args>, cx: &Cx, index: &Rc<Index>, id: &str) {
+    let spawned = cx.system().spawn_child_soon::<Child>(id, ChildArgs { args: args.clone(), id: id.to_owned(), fresh: false });
     index.pods.borrow_mut().insert(id.to_owned());
     let path = bundle::sandboxes(args).join(id);
     // A child that lives already has outlived the parent, and may be starting the pod right now.
@@ -209,7 +209,7 @@ impl Handle<StartSandbox> for Parent {
                 return Err(Fault::invalid_argument(format!("sandbox id {:?}", m.id)));
             }
             let id = m.id.clone();
-            let spawned = cx.system().spawn_child::<Child>(&id, ChildArgs { args, id: id.clone(), fresh: true }).await;
+            let spawned = cx.system().spawn_child_soon::<Child>(&id, ChildArgs { args, id: id.clone(), fresh: true });
             let addr =
                 spawned.map_err(|f| if f.is_already_exists() { Fault::already_exists(format!("sandbox {id} has a shim")) } else { f })?;
             index.pods.borrow_mut().insert(id.clone());
@@ -231,6 +231,15 @@ impl Handle<StopSandbox> for Parent {
     fn handle(&mut self, m: StopSandbox, cx: Cx) -> Reply<()> {
         if !self.index.pods.borrow().contains(&m.id) {
             return Reply::ok(());
+        }
+        Reply::op(async move { child(&cx, &m.id).call(&cx, For(m)).await })
+    }
+}
+
+impl Handle<WaitSandbox> for Parent {
+    fn handle(&mut self, m: WaitSandbox, cx: Cx) -> Reply<String> {
+        if !self.index.pods.borrow().contains(&m.id) {
+            return Reply::err(crate::sandbox::no_pod(&m.id));
         }
         Reply::op(async move { child(&cx, &m.id).call(&cx, For(m)).await })
     }

@@ -60,6 +60,8 @@ pub struct Container {
     pub exit: watch::Sender<Option<Exit>>,
     /// An OOM kill was reported.
     pub oom: Cell<bool>,
+    /// Killed without its shim, which did not answer.
+    pub killed: Cell<bool>,
     /// Somebody keeps `Wait` open.
     pub watched: Cell<bool>,
     /// The bus has had its exit.
@@ -77,6 +79,7 @@ impl Container {
             pid: Cell::new(0),
             exit,
             oom: Cell::new(false),
+            killed: Cell::new(false),
             watched: Cell::new(false),
             announced: Cell::new(false),
             deleting: tokio::sync::Mutex::new(()),
@@ -145,6 +148,25 @@ impl Pod {
         }
         result.map_err(|f| f.context(format!("pod {}", self.id)))
     }
+    /// A call that fails early when its shim turns out to be deaf, or ends, meanwhile.
+    pub async fn ask<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut state = self.state.subscribe();
+        let deaf = async {
+            tokio::time::sleep(self.args.timeouts.suspicion).await;
+            self.suspect.notify_one();
+            // A shim that works on something long still answers the probe.
+            let _ = state.wait_for(|s| matches!(s, State::Deaf(_) | State::Gone(_))).await;
+        };
+        let result = tokio::select! {
+            result = call => result,
+            () = deaf => Err(Fault::unavailable(format!("the shim of pod {} stopped answering", self.id))),
+        };
+        self.watch_for_silence(result)
+    }
+    /// Does the shim answer?
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Up(_))
+    }
     /// Ends a process for certain: SIGKILL, then waits for its end.
     pub async fn end(&self, process: &Process, limit: Duration) -> Result<()> {
         process.kill();
@@ -152,6 +174,14 @@ impl Pod {
             Ok(())
         } else {
             Err(Fault::deadline_exceeded(format!("pod {}: a process survives SIGKILL for {limit:?}", self.id)))
+        }
+    }
+    /// Waits until the shim is gone; answers why.
+    pub async fn ended(&self) -> Result<String> {
+        let mut state = self.state.subscribe();
+        match &*state.wait_for(|s| matches!(s, State::Gone(_))).await.map_err(|_| Fault::unavailable("shutting down"))? {
+            State::Gone(why) => Ok(why.clone()),
+            _ => Err(Fault::internal("the shim is not gone")),
         }
     }
     /// Is the shim gone?

@@ -106,10 +106,14 @@ impl Pod {
         if self.is_gone() {
             return Ok(());
         }
-        let link = self.link(&cx).await?;
+        let link = match self.link(&cx).await {
+            Ok(link) => link,
+            Err(fault) => return self.end_deaf_shim(&cx, fault).await,
+        };
         let request = api::StopSandboxRequest { sandbox_id: self.id.clone(), timeout_secs: 0 };
-        let stopped = rpc(&cx, "Sandbox/StopSandbox", self.args.timeouts.call, |c| link.sandbox.stop_sandbox(c, &request)).await;
-        let stopped = match stopped {
+        let stop = rpc(&cx, "Sandbox/StopSandbox", self.args.timeouts.call, |c| link.sandbox.stop_sandbox(c, &request));
+        let stopped = match self.ask(stop).await {
+            Err(f) if !self.is_up() => return self.end_deaf_shim(&cx, f).await,
             Err(f) if matches!(f.class, Class::Unimplemented | Class::NotFound) => {
                 self.kill_all(&cx, &link).await;
                 Ok(())
@@ -117,6 +121,31 @@ impl Pod {
             other => other.map(|_| ()),
         };
         self.watch_for_silence(stopped)
+    }
+
+    /// A pod that is to stop does not need its shim any more: one that does not answer is killed, and what it left ends with it.
+    async fn end_deaf_shim(&self, cx: &Cx, why: Fault) -> Result<()> {
+        if self.is_gone() {
+            return Ok(());
+        }
+        let mut shim = self.shim_process(cx).await;
+        if shim.is_empty() {
+            return Err(why);
+        }
+        // What it works with may be as silent, and would not see its end.
+        let helpers = process::shims_of(cx, &self.id, &self.args.grpc_address).await;
+        shim.extend(helpers.into_iter().filter_map(|pid| Process::open(pid).ok()));
+        tracing::warn!(sandbox = self.id, error = %why, "a deaf shim is killed to stop its pod");
+        cx.run("shim.kill", |_| async {
+            for process in shim {
+                self.end(&process, self.args.timeouts.shutdown).await?;
+            }
+            Ok(())
+        })
+        .await?;
+        // The supervisor sees its end, and ends what it left.
+        let gone = tokio::time::timeout(self.args.timeouts.load, self.ended()).await;
+        gone.map_err(|_| Fault::unavailable(format!("pod {}: the end of the killed shim is not noted yet", self.id)))?.map(drop)
     }
 
     async fn kill_all(&self, cx: &Cx, link: &crate::link::Link) {

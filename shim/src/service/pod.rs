@@ -16,6 +16,7 @@ impl Service {
         for c in all.iter().filter(|c| c.init.ended().is_none()) {
             c.cgroup.processes().into_iter().for_each(|p| drop(sys::kill(p, libc::SIGKILL as u32)));
             let _ = sys::kill(c.init.pid, libc::SIGKILL as u32);
+            c.cgroup.thaw();
         }
         for c in all {
             let mut told = c.init.exit.subscribe();

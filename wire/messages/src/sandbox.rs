@@ -181,7 +181,7 @@ kernel::messages! { Sandboxes = "sandbox" => {
     StopPod -> () as idempotent,
     RemovePod -> () as idempotent,
     CreateContainer -> String as idempotent,
-    StartContainer -> (),
+    StartContainer -> () as idempotent,
     StopContainer -> () as idempotent,
     RemoveContainer -> () as idempotent,
     UpdateContainer -> () as idempotent,

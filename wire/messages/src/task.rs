@@ -150,6 +150,12 @@ pub struct RemoveSandbox {
     /// Sandbox id.
     pub id: String,
 }
+/// Waits until the pod's shim, and all that it held, has ended; answers why. `NotFound` when there is no such pod.
+#[derive(Clone, Debug)]
+pub struct WaitSandbox {
+    /// Sandbox id.
+    pub id: String,
+}
 /// Where a process' streams go.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Stdio {
@@ -345,6 +351,7 @@ kernel::messages! { Tasks = "task" => {
     StartSandbox -> SandboxHandle,
     StopSandbox -> () as idempotent,
     RemoveSandbox -> () as idempotent,
+    WaitSandbox -> String as idempotent,
     Create -> u32,
     Start -> u32,
     Kill -> () as idempotent,
