@@ -251,11 +251,6 @@ async fn every_hop_of_a_pull_may_die() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_hop_of_making_and_ending_may_fail_otherwise() {
-    every_hop(&[&MAKING[..], &ENDING[..]].concat(), &[], otherwise).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn every_hop_of_pulling_and_living_may_fail_otherwise() {
     every_hop(&[&["PullImage"], &LIVING[..]].concat(), &[], otherwise).await;
 }
@@ -313,11 +308,6 @@ async fn killed_at_every_hop(calls: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_may_be_killed_at_every_hop_of_making_a_pod() {
     killed_at_every_hop(&["RunPodSandbox"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_may_be_killed_at_every_hop_of_a_container_s_life() {
-    killed_at_every_hop(&["CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

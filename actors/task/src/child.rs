@@ -136,8 +136,8 @@ handle! {
 }
 
 impl Handle<Exited> for Child {
-    fn handle(&mut self, m: Exited, _cx: Cx) -> Reply<()> {
-        self.pod.told(&m.id, m.exit);
+    fn handle(&mut self, m: Exited, cx: Cx) -> Reply<()> {
+        self.pod.told(&cx, &m.id, m.exit);
         Reply::ok(())
     }
 }

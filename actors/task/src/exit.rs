@@ -121,16 +121,18 @@ impl Pod {
     }
 
     /// The shim's event.
-    pub fn told(&self, id: &str, exit: Exit) {
-        if let Ok(c) = self.container(id) {
-            c.announced.set(true);
-            if !c.oom.get() && c.watched.get() {
-                // The kernel may have killed one of its processes: the other witness asks, and settles with the answer.
-                return;
-            }
-            let oom = c.oom.get();
-            c.settle(Exit { oom, ..exit });
+    pub fn told(&self, cx: &Cx, id: &str, exit: Exit) {
+        let Ok(c) = self.container(id) else { return };
+        c.announced.set(true);
+        let settle = move |c: &Container| c.settle(Exit { oom: c.oom.get(), ..exit });
+        if c.oom.get() || !c.watched.get() {
+            return settle(&c);
         }
+        // The kernel may have killed one of its processes: the other witness asks, and settles with the answer. If it has none, this word counts.
+        cx.spawn("task.told", move |_| async move {
+            let _ = tokio::time::timeout(REASON, c.wait()).await;
+            settle(&c);
+        });
     }
 
     /// An end that the shim will not tell: durable, then published.
