@@ -72,9 +72,10 @@ pub fn create(request: &Request, spec: Spec, streams: &[OwnedFd], executor: Box<
     let dir = request.root.join(&request.id);
     std::fs::create_dir(&dir).map_err(|e| io::Error::new(e.kind(), format!("make {}: {e}", dir.display())))?;
     let config = cgroup(request, &spec)?;
-    let made = Place::of(&config, Some(&spec)).and_then(|place| {
-        let born = beginning(request, spec, &dir, streams, executor, &config).and_then(|(args, container)| first(&args, container, &place));
-        born.inspect_err(|_| drop(place.remove()))
+    // The state is written before there is a cgroup: whoever finds what a killed worker left knows by it what to remove.
+    let made = beginning(request, spec, &dir, streams, executor, &config).and_then(|(args, container)| {
+        let born = Place::of(&config, Some(&args.spec)).and_then(|place| first(&args, container, &place));
+        born.inspect_err(|_| drop(Place::of(&config, None).and_then(|place| place.remove())))
     });
     made.inspect_err(|_| drop(std::fs::remove_dir_all(&dir)))
 }
