@@ -162,8 +162,10 @@ fn put_process(spec: &mut Value, input: &Input<'_>) -> Result<()> {
     process["cwd"] = process::directory(config, image).into();
     process["capabilities"] = capabilities.json();
     process["noNewPrivileges"] = context.no_new_privs.into();
-    if let Some(resources) = config.linux.as_ref().and_then(|l| l.resources.as_ref()) {
-        process["oomScoreAdj"] = resources::oom_score(resources.oom_score_adj, input.settings.restrict_oom_score_adj).into();
+    // Without a word of anybody it would inherit the daemon's own, which is to keep the daemon alive, not its containers.
+    let asked = config.linux.as_ref().and_then(|l| l.resources.as_ref()).map(|r| r.oom_score_adj);
+    if asked.is_some() || process["oomScoreAdj"].is_null() {
+        process["oomScoreAdj"] = resources::oom_score(asked.unwrap_or(0), input.settings.restrict_oom_score_adj).into();
     }
     // A file from elsewhere may have a root of its own.
     spec["root"] = json!({"path": "rootfs", "readonly": context.readonly_rootfs});
