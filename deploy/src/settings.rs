@@ -1,6 +1,6 @@
 //! From the configuration to what the sandbox actor goes by. What has to be read or probed on the node for it is read here, once, at the start.
 use crate::config::Config;
-use crate::config::schema::Handler;
+use crate::config::schema::{Handler, kernel};
 use anyhow::Context;
 use messages::task::{Options, Runtime};
 use serde_json::{Map, Value, json};
@@ -175,13 +175,6 @@ fn deprecations(config: &Config) -> BTreeMap<String, String> {
     let found =
         all.into_iter().filter(|(used, ..)| *used).map(|(_, id, text)| (format!("io.containerd.deprecation/{id}"), text.to_owned()));
     found.filter(|(id, _)| !runtime.ignore_deprecation_warnings.contains(id)).collect()
-}
-
-/// Version of the running kernel; newest when it cannot be read.
-fn kernel() -> (u32, u32) {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut parts = text.split(['.', '-']).map_while(|p| p.parse().ok());
-    (parts.next().unwrap_or(u32::MAX), parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub use runtime::Runtime;
 use serde::{Deserialize, Serialize};
 pub use server::{CriServer, Grpc, Metrics, Shim, Socket, TasksService};
 use std::collections::BTreeMap;
+pub use validate::kernel;
 
 /// The whole file.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -129,7 +129,7 @@ fn seccomp_name(name: &str) -> bool {
 }
 
 /// Version of the running kernel; newest when it cannot be read.
-fn kernel() -> (u32, u32) {
+pub fn kernel() -> (u32, u32) {
     let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut parts = text.split(['.', '-']).map_while(|p| p.parse().ok());
     (parts.next().unwrap_or(u32::MAX), parts.next().unwrap_or(0))
