@@ -117,6 +117,11 @@ impl Registry {
         self.shelf.lock().unwrap().faults.extend_from_slice(faults);
     }
 
+    /// Misbehaviours that are still to come.
+    pub fn to_come(&self) -> usize {
+        self.shelf.lock().unwrap().faults.len()
+    }
+
     /// Requests so far, `METHOD path range`.
     pub fn requests(&self) -> Vec<String> {
         self.shelf.lock().unwrap().requests.clone()

@@ -308,6 +308,26 @@ async fn actors_that_die_in_the_middle_of_a_pull_cost_one_attempt() {
         daemon.cli(&["chaos", "clear"]).unwrap();
         start_over(&registry, &daemon, &mut cri, &image).await;
     }
+    // The image actor dies while the registry stalls: the pull begins again by itself or by its client, and does not wait for the dead one's writer.
+    registry.misbehave(&[Fault::Stall]);
+    let pull = {
+        let (mut cri, image) = (cri.clone(), image.clone());
+        tokio::spawn(async move { cri.pull(&image).await })
+    };
+    let writing = || daemon.http("/blocking").unwrap().contains("write layer");
+    eventually("a layer stalls", || registry.to_come() == 0 && writing()).await;
+    daemon.cli(&["chaos", "add", "--actor", "image", "--message", "image.FsInfo", "--fault", "panic", "--nth", "1"]).unwrap();
+    let before = restarts();
+    let _ = cri.image.image_fs_info(ImageFsInfoRequest {}).await;
+    assert!(restarts() > before);
+    let again = async {
+        if pull.await.unwrap().is_err() {
+            cri.pull(&image).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), again).await.expect("the stall was the dead generation's (its limit is five minutes)");
+    eventually("no writer is left", || !writing()).await;
+    start_over(&registry, &daemon, &mut cri, &image).await;
 }
 
 /// Nothing is left half done of a pull that worked in the end, and nothing at all after its removal.
