@@ -199,6 +199,13 @@ async fn both_families_and_several_networks() {
     let network = pod_status(&mut cri, &id).await.network.unwrap();
     assert!(network.ip.starts_with(&daemon.subnet()), "IPv4 is preferred: {network:?}");
     assert!(network.additional_ips.len() == 1 && network.additional_ips[0].ip.starts_with("fd00:"), "{network:?}");
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+    let info = cri.runtime.pod_sandbox_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let (eth0, eth1) = (&info["cniResult"]["Interfaces"]["eth0"], &info["cniResult"]["Interfaces"]["eth1"]);
+    assert!(eth0["IPConfigs"].as_array().unwrap().len() == 2 && eth0["Mac"].as_str().unwrap().len() == 17, "{info}");
+    assert!(eth0["IPConfigs"].as_array().unwrap().iter().any(|ip| ip["IP"] == network.ip.as_str()), "{info}");
+    assert_eq!(eth1["IPConfigs"].as_array().unwrap().len(), 1, "{info}");
     let container = cri.run(&id, &cri.container("c", &image, &["sleep", "1000"]), &pod).await.unwrap();
     let shown = cri.exec(&container, &["ip", "addr"], 10).await.unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();

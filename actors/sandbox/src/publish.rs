@@ -131,7 +131,15 @@ fn pod(row: &PodRow, runtime: &Arc<Runtime>) -> Pod {
         runtime_handler: row.handler.clone(),
     };
     let spec = shape(row).to_string().into();
-    Pod { status, netns: row.netns.clone(), config: Arc::new(config.clone()), pid: row.handle.pid, runtime: runtime.clone(), spec }
+    Pod {
+        status,
+        netns: row.netns.clone(),
+        config: Arc::new(config.clone()),
+        pid: row.handle.pid,
+        runtime: runtime.clone(),
+        spec,
+        cni: row.cni.text().clone(),
+    }
 }
 
 /// A pod in the words of an OCI specification, for tools that look for its namespaces and its cgroup there.

@@ -28,6 +28,8 @@ pub struct Pod {
     pub runtime: Arc<Runtime>,
     /// What an OCI specification would say of it, JSON: there is no process of its own.
     pub spec: Arc<str>,
+    /// What its networks gave it, JSON as verbose statuses have it (`cniResult`); empty = `null`.
+    pub cni: Arc<str>,
 }
 
 /// How a pod is run, as verbose statuses show it.

@@ -32,12 +32,6 @@ pub fn pod(p: &Pod) -> HashMap<String, String> {
         .chain(network.additional_ips.iter().map(|ip| ip.ip.clone()))
         .filter(|ip| !ip.is_empty())
         .collect();
-    let cni = if addresses.is_empty() {
-        Value::Null
-    } else {
-        let of = |ip: &String| json!({"IP": ip});
-        json!({"Interfaces": {"eth0": {"IPConfigs": addresses.iter().map(of).collect::<Vec<_>>(), "Sandbox": p.netns}}})
-    };
     let metadata = status.metadata.clone().unwrap_or_default();
     let linux = p.config.linux.clone().unwrap_or_default();
     let mut info = json!({
@@ -51,7 +45,7 @@ pub fn pod(p: &Pod) -> HashMap<String, String> {
         "runtimeHandler": status.runtime_handler,
         "config": shown(&*p.config),
         "runtimeSpec": document(&p.spec),
-        "cniResult": cni,
+        "cniResult": document(&p.cni),
         "sandboxMetadata": {
             "ID": status.id,
             "Name": format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt),
