@@ -46,15 +46,18 @@ pub(crate) async fn run<T: Send + 'static>(f: impl Future<Output = T> + Send + '
 }
 
 impl Clients {
-    /// A client for a host. Blocking: it reads certificates.
-    pub(crate) fn of(&self, tls: &Tls, dial: Duration) -> Result<reqwest::Client> {
+    /// A client for a host. Blocking: it reads certificates. A `plain` one is for a host without TLS, which a machine without certificates reaches too.
+    pub(crate) fn of(&self, tls: &Tls, dial: Duration, plain: bool) -> Result<reqwest::Client> {
         let changed = |p: &Path| p.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let files: Vec<SystemTime> = tls.files().map(changed).collect();
-        let key = format!("{tls:?} {dial:?} {files:?}");
+        let key = format!("{tls:?} {dial:?} {files:?} {plain}");
         if let Some(client) = self.0.lock().get(&key) {
             return Ok(client.clone());
         }
-        let client = build(tls, dial)?;
+        let client = match build(tls, dial, true) {
+            Err(_) if plain => build(tls, dial, false),
+            built => built,
+        }?;
         let mut all = self.0.lock();
         if all.len() >= CLIENTS {
             all.clear();
@@ -68,7 +71,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 
-fn build(tls: &Tls, dial: Duration) -> Result<reqwest::Client> {
+/// `system`: the machine's own certificates count, too.
+fn build(tls: &Tls, dial: Duration, system: bool) -> Result<reqwest::Client> {
     // Another copy may have installed the same provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
@@ -95,5 +99,9 @@ fn build(tls: &Tls, dial: Duration) -> Result<reqwest::Client> {
         let bad = |_| Fault::invalid_argument(format!("{}: not a certificate with its key in PEM", certificate.display()));
         builder = builder.identity(identity.map_err(bad)?);
     }
-    builder.build().class(Class::Internal, "make an HTTP client")
+    if !system {
+        builder = builder.tls_certs_only([]);
+    }
+    let hint = "make a client for HTTPS (the machine's certificates come with the package ca-certificates; a registry's own are named by `ca` in hosts.toml)";
+    builder.build().map_err(super::text).class(Class::FailedPrecondition, hint)
 }

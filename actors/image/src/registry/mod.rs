@@ -106,9 +106,22 @@ impl Repository {
                 let of_registry = config.auths.get(&registry).filter(|_| !host.mirror);
                 let own = config.auths.get(host.authority()).or(of_registry);
                 let credentials = if credentials.anonymous() { Credentials::new(own)? } else { credentials.for_host(host.authority()) };
-                Ok(Way { client: config.clients.of(&host.tls, host.dial)?, credentials, host })
+                Ok(Way { client: config.clients.of(&host.tls, host.dial, host.base.starts_with("http://"))?, credentials, host })
             };
-            let ways = hosts.into_iter().map(way).collect::<Result<_>>()?;
+            // Where HTTPS cannot be had, hosts without it still serve.
+            let (mut ways, mut lacking) = (Vec::new(), None);
+            for host in hosts {
+                match way(host) {
+                    Err(fault) if fault.class == Class::FailedPrecondition => {
+                        tracing::warn!(%fault, registry, "a host of the registry is passed over");
+                        lacking = Some(fault);
+                    }
+                    found => ways.push(found?),
+                }
+            }
+            if let Some(fault) = lacking.filter(|_| ways.is_empty()) {
+                return Err(fault);
+            }
             Ok(Repository { ways, registry, name, tokens: Mutex::default(), origins: Mutex::default(), config })
         };
         cx.blocking("read the hosts of a registry", Duration::from_secs(30), find).await
