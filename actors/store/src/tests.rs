@@ -14,11 +14,11 @@ async fn commits_are_atomic_and_scans_are_ordered() {
     let dir = tempfile::tempdir().unwrap();
     let (system, store) = world(&dir.path().join("x.db")).await;
     let op = system.root("test", None, None);
-    let put = |k: &str, v: u32| Op::put(table::NAMES, k, &v).unwrap();
+    let put = |k: &str, v: u32| Op::put(table::LEASES, k, &v).unwrap();
     store.call(&op.cx, Commit { ops: vec![put("b/2", 2), put("b/1", 1), put("a", 0)] }).await.unwrap();
-    let conflict = vec![put("b/3", 3), Op::insert(table::NAMES, "a", &9).unwrap()];
+    let conflict = vec![put("b/3", 3), Op::insert(table::LEASES, "a", &9).unwrap()];
     assert!(store.call(&op.cx, Commit { ops: conflict }).await.unwrap_err().is_already_exists());
-    let rows = store.call(&op.cx, Scan { table: table::NAMES, prefix: "b/".into() }).await.unwrap();
+    let rows = store.call(&op.cx, Scan { table: table::LEASES, prefix: "b/".into() }).await.unwrap();
     let rows: Vec<(String, u32)> = rows.into_iter().map(|(k, v)| (k, decode(&v).unwrap())).collect();
     assert_eq!(rows, [("b/1".into(), 1), ("b/2".into(), 2)], "the refused commit left no half");
 }
@@ -29,7 +29,7 @@ async fn a_killed_process_loses_no_answered_commit() {
         let (system, store) = world(Path::new(&path)).await;
         let op = system.root("victim", None, None);
         for n in 0u32.. {
-            store.call(&op.cx, Commit { ops: vec![Op::put(table::NAMES, format!("{n:08}"), &n).unwrap()] }).await.unwrap();
+            store.call(&op.cx, Commit { ops: vec![Op::put(table::LEASES, format!("{n:08}"), &n).unwrap()] }).await.unwrap();
             println!("answered {n}");
         }
     }
@@ -57,7 +57,7 @@ async fn a_killed_process_loses_no_answered_commit() {
         let (system, store) = world(&path).await;
         let op = system.root("after", None, None);
         let last = last.expect("the victim answered commits");
-        let row = store.call(&op.cx, Get { table: table::NAMES, key: format!("{last:08}") }).await.unwrap();
+        let row = store.call(&op.cx, Get { table: table::LEASES, key: format!("{last:08}") }).await.unwrap();
         assert_eq!(row.map(|r| decode::<u32>(&r).unwrap()), Some(last));
         drop(op);
         system.shutdown(std::time::Duration::from_secs(1)).await;

@@ -28,10 +28,8 @@ pub mod table {
     pub const LEASES: &str = "leases";
     /// Journals of sagas by `saga/id`.
     pub const INTENTS: &str = "intents";
-    /// Reserved names by `kind/name`, value is the holder's id.
-    pub const NAMES: &str = "names";
     /// All of them.
-    pub const ALL: &[&str] = &[IMAGES, SNAPSHOTS, CONTENT, SANDBOXES, CONTAINERS, TASKS, NETWORKS, LEASES, INTENTS, NAMES];
+    pub const ALL: &[&str] = &[IMAGES, SNAPSHOTS, CONTENT, SANDBOXES, CONTAINERS, TASKS, NETWORKS, LEASES, INTENTS];
 }
 
 /// One operation of a commit.
