@@ -106,8 +106,22 @@ fn one_handler(name: &str, handler: &Handler, warnings: &mut Vec<String>) -> any
     if RUNC_LIKE.contains(&handler.runtime_type.as_str()) {
         let unknown = handler.options.other.keys().map(|k| format!("configuration key {at}.options.{k} is unknown and ignored"));
         warnings.extend(unknown);
+        warnings.extend(without_effect(&at, handler));
     }
     Ok(())
+}
+
+/// What is set, and changes nothing.
+fn without_effect(at: &str, handler: &Handler) -> impl Iterator<Item = String> {
+    let o = &handler.options;
+    let all = [
+        (o.io_uid != 0, "options.IoUid", "the streams belong to the container's user"),
+        (o.io_gid != 0, "options.IoGid", "the streams belong to the container's group"),
+        (!o.criu_image_path.is_empty(), "options.CriuImagePath", "a checkpoint goes where its request says"),
+        (!o.criu_work_path.is_empty(), "options.CriuWorkPath", "CRIU's log goes into the checkpoint"),
+        (handler.io_type == "streaming", "io_type", "Troupe's shim writes logs itself"),
+    ];
+    all.into_iter().filter(|(set, ..)| *set).map(move |(_, key, why)| format!("configuration key {at}.{key} has no effect: {why}"))
 }
 
 /// No character class is left open, nothing is left to escape.
@@ -169,6 +183,15 @@ mod tests {
             c.plugins.cri.x509_key_pair_streaming.tls_key_file = "/x".into();
         };
         assert!(refused(off).contains("enable_tls_streaming"));
+    }
+
+    #[test]
+    fn a_key_without_effect_is_warned_about() {
+        let mut config = Config::default();
+        (runc(&mut config).options.io_uid, runc(&mut config).io_type) = (1000, "streaming".into());
+        let warnings = config.validate().unwrap();
+        assert!(warnings.len() == 2 && warnings[0].contains("runc.options.IoUid has no effect"), "{warnings:?}");
+        assert!(warnings[1].contains("io_type"), "{warnings:?}");
     }
 
     #[test]
