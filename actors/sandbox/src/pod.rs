@@ -27,6 +27,7 @@ fn options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
 pub async fn run(world: &Rc<World>, cx: &Cx, m: RunPod) -> Result<String> {
     let name = pod_name(&m.config)?;
     let (handler, runtime) = choose(world, &m)?;
+    check(&m.config)?;
     if spec::userns::wanted(&options(&m.config))?.is_some() {
         status::check(&world.args, &handler)?;
     }
@@ -120,6 +121,21 @@ pub fn watch(world: &Rc<World>, cx: &Cx) {
         })
         .await;
     });
+}
+
+/// What no pod can be.
+fn check(config: &cri::PodSandboxConfig) -> Result<()> {
+    let context = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+    if mode(options(config).network) == NamespaceMode::Node && !config.hostname.is_empty() {
+        return Err(Fault::invalid_argument(format!(
+            "hostname {:?}: a pod on the node's network has the node's hostname",
+            config.hostname
+        )));
+    }
+    if context.run_as_group.is_some() && context.run_as_user.is_none() {
+        return Err(Fault::invalid_argument("user group is specified without user: run_as_group of the pod needs run_as_user"));
+    }
+    Ok(())
 }
 
 /// The annotation by which a pod says that it is not to be trusted, and the handler that such pods get.
