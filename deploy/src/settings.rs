@@ -42,6 +42,7 @@ pub fn of(config: &Config) -> anyhow::Result<Settings> {
         blockio: Class { known: blockio, ignore: runtime.containerd.ignore_blockio_not_enabled_errors },
         rdt: Class { known: rdt, ignore: runtime.containerd.ignore_rdt_not_enabled_errors },
         deprecations: deprecations(config),
+        criu: runtime.enable_criu,
         unprivileged_ports: runtime.enable_unprivileged_ports,
         unprivileged_icmp: runtime.enable_unprivileged_icmp && kernel() >= (4, 11),
         max_log_line: runtime.max_container_log_line_size,

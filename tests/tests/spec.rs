@@ -388,3 +388,68 @@ async fn a_configuration_that_cannot_work_is_refused_with_the_keys_name() {
     let log = std::fs::read_to_string(daemon.log_path()).unwrap();
     assert!(log.contains("enable_everything is unknown"), "{log}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_one_private_archive_and_the_container_goes_on() {
+    // CRIU itself needs a kernel that lets it; what is tried here is all around it.
+    let runtime = std::env::temp_dir().join(format!("spec-runtime-{}", std::process::id()));
+    let script = "#!/bin/sh\nfor a in \"$@\"; do case $p in --image-path) echo images > \"$a/pages-1.img\"; exit 0;; esac; p=$a; done\nexec runc \"$@\"\n";
+    std::fs::write(&runtime, script).unwrap();
+    std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut bed = bed(Options { binary_name: runtime.to_string_lossy().into(), ..Default::default() }, |_| {}).await;
+    let id = bed.run("kept", |_, _| {}).await;
+    bed.said(&id, "echo x > /tmp/made; rm /etc/passwd").await;
+    let to = bed.daemon.dir.join("kept.tar");
+    let request = |id: &str| CheckpointContainerRequest { container_id: id.into(), location: to.to_string_lossy().into(), timeout: 30 };
+    bed.cri.runtime.checkpoint_container(request(&id)).await.unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&to.metadata().unwrap().permissions()) & 0o777, 0o600);
+    let list = |args: &[&str]| String::from_utf8(std::process::Command::new("tar").args(args).output().unwrap().stdout).unwrap();
+    let all = list(&["-tf", to.to_str().unwrap()]);
+    for name in ["checkpoint/pages-1.img", "config.dump", "spec.dump", "status.dump", "status", "rootfs-diff.tar", "container.log"] {
+        assert!(all.lines().any(|l| l == name), "{name}: {all}");
+    }
+    let config: Value = serde_json::from_str(&list(&["-xOf", to.to_str().unwrap(), "config.dump"])).unwrap();
+    assert_eq!(
+        (config["id"].as_str(), config["name"].as_str(), config["rootfsImage"].as_str()),
+        (Some(id.as_str()), Some("kept"), Some(bed.image.as_str()))
+    );
+    let inner =
+        std::process::Command::new("sh").arg("-c").arg(format!("tar -xOf {} rootfs-diff.tar | tar -tf -", to.display())).output().unwrap();
+    let inner = String::from_utf8(inner.stdout).unwrap();
+    assert!(inner.lines().any(|l| l == "tmp/made") && inner.lines().any(|l| l == "etc/.wh.passwd"), "{inner}");
+    assert_eq!(bed.said(&id, "cat /tmp/made").await, "x", "it goes on");
+    let files = bed.daemon.dir.join("root/io.containerd.grpc.v1.cri/sandboxes");
+    assert!(!std::process::Command::new("find").arg(files).args(["-path", "*checkpoints/*"]).output().unwrap().stdout.starts_with(b"/"));
+    bed.cri.stop(&id, 0).await.unwrap();
+    let said = bed.cri.runtime.checkpoint_container(request(&id)).await.unwrap_err().to_string();
+    assert!(said.contains("only running containers"), "{said}");
+    std::fs::remove_file(&runtime).unwrap();
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_cannot_be_made_says_why_and_leaves_nothing() {
+    let mut bed = bed(Options { runtime: "enable_criu = false".into(), ..Default::default() }, |_| {}).await;
+    let id = bed.run("kept", |_, _| {}).await;
+    let to = bed.daemon.dir.join("kept.tar");
+    let request = CheckpointContainerRequest { container_id: id, location: to.to_string_lossy().into(), timeout: 0 };
+    let said = bed.cri.runtime.checkpoint_container(request).await.unwrap_err().to_string();
+    assert!(said.contains("enable_criu") && !to.exists(), "{said}");
+    bed.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_pod_can_be_is_refused() {
+    let mut bed = bed(Options::default(), |_| {}).await;
+    let mut named = bed.cri.pod("named", true, &bed.daemon.logs());
+    named.hostname = "mine".into();
+    let mut grouped = bed.cri.pod("grouped", false, &bed.daemon.logs());
+    let context = grouped.linux.get_or_insert_default().security_context.get_or_insert_default();
+    context.run_as_group = Some(Int64Value { value: 1 });
+    for (config, part) in [(named, "hostname"), (grouped, "without user")] {
+        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        let said = bed.cri.runtime.run_pod_sandbox(request).await.unwrap_err();
+        assert!(said.code() == tonic::Code::InvalidArgument && said.message().contains(part), "{said}");
+    }
+    bed.end().await;
+}

@@ -7,7 +7,7 @@
 use crate::record::boot_id;
 use crate::slots::Slot;
 use crate::world::World;
-use crate::{Args, container, pod, recover};
+use crate::{Args, checkpoint, container, pod, recover};
 use kernel::{Actor, Cx, Handle, Message, Protocol, Reply, Result, Routes};
 use messages::sandbox::*;
 use proto::cri;
@@ -61,7 +61,7 @@ impl Actor for PodActor {
     fn routes() -> Routes<Self> {
         let r = Routes::new().on::<For<RunPod>>().on::<For<StopPod>>().on::<For<RemovePod>>().on::<For<UpdatePod>>();
         let r = r.on::<For<CreateContainer>>().on::<For<StartContainer>>().on::<For<StopContainer>>().on::<For<RemoveContainer>>();
-        r.on::<For<UpdateContainer>>().on::<For<ReopenLog>>().on::<For<ExecSync>>().on::<For<ExecProcess>>()
+        r.on::<For<UpdateContainer>>().on::<For<ReopenLog>>().on::<For<ExecSync>>().on::<For<ExecProcess>>().on::<For<Checkpoint>>()
     }
 }
 
@@ -88,6 +88,7 @@ operations! {
     StopContainer(world, m, cx) -> () = container::stop(&world, &cx, &m.id, m.grace_s).await;
     RemoveContainer(world, m, cx) -> () = container::remove(&world, &cx, &m.id).await;
     UpdateContainer(world, m, cx) -> () = container::update(&world, &cx, m.request).await;
+    Checkpoint(world, m, cx) -> () = checkpoint::run(&world, &cx, m.request).await;
     ReopenLog(world, m, cx) -> () = container::reopen_log(&world, &cx, m.id).await;
     ExecSync(world, m, cx) -> cri::ExecSyncResponse = container::exec(&world, &cx, m).await;
     ExecProcess(world, m, _cx) -> (String, Vec<u8>) = container::exec_process(&world, &m.id, &m.cmd, m.terminal);

@@ -27,7 +27,8 @@ pub fn find(world: &World, id: &str) -> Option<ContainerRow> {
     (first.0 == id || hits.next().is_none()).then(|| first.1.clone())
 }
 
-fn known(world: &World, id: &str) -> Result<ContainerRow> {
+/// A container by its id; `NotFound`.
+pub fn known(world: &World, id: &str) -> Result<ContainerRow> {
     world.container(id).ok_or_else(|| Fault::not_found(format!("container {id:?} not found")))
 }
 

@@ -4,6 +4,7 @@
 //! `store`, `events`. Shape: the parent `sandbox` ([`parent`]) routes; a child `sandbox.pod/<id>` ([`child`]) for each pod does the work, so a pod
 //! that crashes or hangs costs its own calls only. On a crash: rows in `Creating` are taken down by the next generation, running containers are
 //! watched again. Spans: each step of a pod's and a container's making. Limits: see [`child`].
+mod checkpoint;
 mod child;
 mod container;
 mod parent;

@@ -50,7 +50,7 @@ impl Actor for SandboxActor {
     fn routes() -> Routes<Self> {
         let r = Routes::new().on::<RunPod>().on::<StopPod>().on::<RemovePod>().on::<UpdatePod>().on::<CreateContainer>();
         let r = r.on::<StartContainer>().on::<StopContainer>().on::<RemoveContainer>().on::<UpdateContainer>().on::<ReopenLog>();
-        r.on::<ExecSync>().on::<ExecProcess>().on::<Status>().on::<UpdateRuntimeConfig>()
+        r.on::<ExecSync>().on::<ExecProcess>().on::<Checkpoint>().on::<Status>().on::<UpdateRuntimeConfig>()
     }
 }
 
@@ -147,6 +147,7 @@ macro_rules! to_the_owner { ($($message:ident.$($field:ident).+ -> $reply:ty;)*)
 to_the_owner! {
     StartContainer.id -> ();
     UpdateContainer.request.container_id -> ();
+    Checkpoint.request.container_id -> ();
     ReopenLog.id -> ();
     ExecSync.id -> cri::ExecSyncResponse;
     ExecProcess.id -> (String, Vec<u8>);

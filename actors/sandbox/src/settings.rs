@@ -42,6 +42,8 @@ pub struct Settings {
     pub rdt: Class<Rdt>,
     /// What in the configuration will not be understood for ever: text by id.
     pub deprecations: BTreeMap<String, String>,
+    /// Checkpoints.
+    pub criu: bool,
     /// Pods may bind low ports.
     pub unprivileged_ports: bool,
     /// Pods may ping.

@@ -6,8 +6,8 @@ use crate::row::Row;
 use kernel::{Actor, Cx, Handle, Message, Protocol, Reply, Result, Routes};
 use messages::store::{Get, Store, decode, table};
 use messages::task::{
-    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox, ReopenLog, Resize,
-    RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
+    Adopted, Checkpoint, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox,
+    ReopenLog, Resize, RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -85,7 +85,14 @@ impl Actor for Child {
             .on::<For<RemoveSandbox>>()
             .on::<For<Create>>()
             .on::<For<Start>>();
-        let r = r.on::<For<Kill>>().on::<For<Wait>>().on::<For<Delete>>().on::<For<State>>().on::<For<Update>>().on::<For<ExecSync>>();
+        let r = r
+            .on::<For<Kill>>()
+            .on::<For<Wait>>()
+            .on::<For<Delete>>()
+            .on::<For<State>>()
+            .on::<For<Update>>()
+            .on::<For<Checkpoint>>()
+            .on::<For<ExecSync>>();
         let r = r.on::<For<OpenSession>>().on::<For<RunExec>>().on::<For<WaitExec>>().on::<For<JoinStreams>>();
         let r = r.on::<For<Resize>>().on::<For<CloseInput>>().on::<For<CloseSession>>();
         r.on::<For<ReopenLog>>().on::<For<Stats>>().on::<For<Adopted>>().on::<For<WaitSandbox>>().on::<Exited>().on::<Oom>()
@@ -117,6 +124,7 @@ handle! {
     Delete => |pod, m, cx| pod.delete(cx, m.id);
     State => |pod, m, cx| pod.state_of(cx, m.id);
     Update => |pod, m, cx| pod.update(cx, m.id, m.resources);
+    Checkpoint => |pod, m, cx| pod.checkpoint(cx, m);
     ExecSync => |pod, m, cx| pod.exec(cx, m);
     OpenSession => |pod, m, cx| pod.open_session(cx, m);
     RunExec => |pod, m, cx| pod.run_session(cx, m);

@@ -15,6 +15,8 @@ use std::time::Duration;
 const SIGKILL: u32 = 9;
 /// Longest local file work.
 const FILES: Duration = Duration::from_secs(10);
+/// Longest checkpoint of a client without a deadline.
+const CHECKPOINT: Duration = Duration::from_secs(600);
 const LINUX_RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 impl Pod {
@@ -246,6 +248,21 @@ impl Pod {
             ..Default::default()
         };
         self.watch_for_silence(rpc(&cx, "Task/Update", self.args.timeouts.call, |c| link.task.update(c, &request)).await)
+    }
+
+    /// Writes the processes down; they go on.
+    pub async fn checkpoint(self: Rc<Self>, cx: Cx, m: messages::task::Checkpoint) -> Result<()> {
+        self.container(&m.id)?;
+        let link = self.link(&cx).await?;
+        let options = proto::runc_options::CheckpointOptions {
+            image_path: m.images.display().to_string(),
+            work_path: m.work.display().to_string(),
+            ..Default::default()
+        };
+        let request = api::CheckpointTaskRequest { id: m.id, path: options.image_path.clone(), options: Some(proto::any(&options)) };
+        // As long as it takes: the client's deadline bounds it.
+        let limit = cx.remaining().unwrap_or(CHECKPOINT);
+        rpc(&cx, "Task/Checkpoint", limit, |c| link.task.checkpoint(c, &request)).await.map(drop)
     }
 
     /// Statistics.

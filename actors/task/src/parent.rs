@@ -7,8 +7,9 @@ use kernel::{Actor, Addr, Class, Cx, Fault, Handle, Message, Reply, Result, Rout
 use messages::events::{Delivery, Event, Events, Subscribe};
 use messages::store::{Scan, Store, decode, table};
 use messages::task::{
-    Adopted, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, ProbeUserns, RemoveSandbox,
-    ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
+    Adopted, Checkpoint, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, ProbeUserns,
+    RemoveSandbox, ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait,
+    WaitExec, WaitSandbox,
 };
 use proto::events::{TaskExit, TaskOom};
 use std::cell::RefCell;
@@ -88,7 +89,15 @@ impl Actor for Parent {
             .on::<Resize>()
             .on::<CloseInput>()
             .on::<CloseSession>();
-        r.on::<Delete>().on::<State>().on::<Update>().on::<ExecSync>().on::<ReopenLog>().on::<Stats>().on::<Adopted>().on::<WaitSandbox>()
+        r.on::<Delete>()
+            .on::<State>()
+            .on::<Update>()
+            .on::<Checkpoint>()
+            .on::<ExecSync>()
+            .on::<ReopenLog>()
+            .on::<Stats>()
+            .on::<Adopted>()
+            .on::<WaitSandbox>()
     }
 }
 
@@ -314,7 +323,7 @@ macro_rules! pass_on { ($($message:ty)*) => { $(
         }
     }
 )* } }
-pass_on! { Start Kill Wait Update ExecSync OpenSession RunExec WaitExec JoinStreams Resize CloseInput CloseSession ReopenLog Stats }
+pass_on! { Start Kill Wait Update Checkpoint ExecSync OpenSession RunExec WaitExec JoinStreams Resize CloseInput CloseSession ReopenLog Stats }
 
 impl Handle<Adopted> for Parent {
     fn handle(&mut self, m: Adopted, cx: Cx) -> Reply<Vec<String>> {

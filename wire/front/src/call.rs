@@ -8,7 +8,7 @@ use crate::status::{self, Failure};
 use futures::FutureExt as _;
 use kernel::{Class, Cx, Fault, Result, System};
 use std::any::Any;
-use std::future::{Future, Ready, ready};
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 use tonic::Code;
@@ -108,11 +108,6 @@ where
             Err(status)
         }
     }
-}
-
-/// The answer of a method that is not there yet.
-pub fn not_yet<T>(what: &str, instead: &str) -> Ready<Result<T>> {
-    ready(Err(Fault::unimplemented(format!("{what} is not implemented by this version of Troupe: {instead}"))))
 }
 
 /// The client's patience, from gRPC's `grpc-timeout`: up to eight digits and a unit.

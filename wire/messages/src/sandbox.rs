@@ -133,6 +133,12 @@ pub struct UpdateContainer {
     /// Request as it came.
     pub request: cri::UpdateContainerResourcesRequest,
 }
+/// Writes a running container down, so that it can be restored.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Request as it came.
+    pub request: cri::CheckpointContainerRequest,
+}
 /// Reopens its log.
 #[derive(Clone, Debug)]
 pub struct ReopenLog {
@@ -187,6 +193,7 @@ kernel::messages! { Sandboxes = "sandbox" => {
     StopContainer -> () as idempotent,
     RemoveContainer -> () as idempotent,
     UpdateContainer -> () as idempotent,
+    Checkpoint -> () as idempotent,
     ReopenLog -> () as idempotent,
     ExecSync -> cri::ExecSyncResponse,
     ExecProcess -> (String, Vec<u8>) as idempotent,

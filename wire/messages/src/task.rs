@@ -5,6 +5,7 @@ use crate::userns::UserNs;
 use kernel::Protocol;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The task actor's protocol: all requests go to it; it forwards to the child that owns the shim.
 pub struct Tasks;
@@ -226,6 +227,16 @@ pub struct Update {
     /// JSON.
     pub resources: Vec<u8>,
 }
+/// Has CRIU write the container's processes down; they go on.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Container id.
+    pub id: String,
+    /// Directory of the images.
+    pub images: PathBuf,
+    /// Directory of the log.
+    pub work: PathBuf,
+}
 /// Runs a process to its end with bounded output.
 #[derive(Clone, Debug)]
 pub struct ExecSync {
@@ -359,6 +370,7 @@ kernel::messages! { Tasks = "task" => {
     Delete -> Option<Exit> as idempotent,
     State -> Option<TaskState> as idempotent,
     Update -> () as idempotent,
+    Checkpoint -> () as idempotent,
     ExecSync -> ExecResult,
     OpenSession -> Session,
     RunExec -> (),

@@ -1,7 +1,6 @@
 //! `runtime.v1.RuntimeService`.
 
 use super::{Cri, feed, info, lists, required, status};
-use crate::call::not_yet;
 use kernel::{Addr, Fault};
 use messages::sandbox::{self as pods, Sandboxes};
 use messages::stats;
@@ -350,6 +349,13 @@ impl RuntimeService for Cri {
 
     async fn checkpoint_container(&self, request: Request<CheckpointContainerRequest>) -> Answer<CheckpointContainerResponse> {
         let name = "runtime.v1.RuntimeService/CheckpointContainer";
-        self.call(name, request, |_, _| not_yet("CheckpointContainer", "there is no substitute")).await
+        let actor = self.sandboxes();
+        self.call(name, request, |cx, mut q| async move {
+            q.container_id = self.container_id(q.container_id)?;
+            cx.attr("container.id", &q.container_id);
+            actor.call(&cx, pods::Checkpoint { request: q }).await?;
+            Ok(CheckpointContainerResponse {})
+        })
+        .await
     }
 }
