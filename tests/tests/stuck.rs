@@ -1,4 +1,4 @@
-//! One stuck or crashed thing never blocks another: shims that are silent or dead, a file system that hangs, a pod's actor that panics.
+//! One stuck or crashed thing never blocks another: shims that are silent or dead, a pod's actor that panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use proto::cri::*;
 use std::time::{Duration, Instant};
@@ -37,6 +37,10 @@ fn shim(daemon: &Daemon, sandbox: &str) -> Vec<u32> {
     shims
 }
 
+fn silence(daemon: &Daemon, sandbox: &str) {
+    shim(daemon, sandbox).into_iter().for_each(|p| signal(p, libc::SIGSTOP));
+}
+
 async fn settle(daemon: &Daemon, before: &census::Census) {
     let end = Instant::now() + Duration::from_secs(10);
     while census::take(daemon) != *before && Instant::now() < end {
@@ -60,6 +64,61 @@ async fn others_go_on(cri: &Cri, daemon: &Daemon, image: &str, name: &str) {
 async fn pod_state(cri: &Cri, sandbox: &str) -> i32 {
     let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: false };
     cri.clone().runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap().state
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_shim_at_each_stage_costs_its_own_pod_only_which_can_be_removed() {
+    let (daemon, mut cri, image, before) = bed(false).await;
+    let mut pods = Vec::new();
+    for stage in ["made", "created", "running"] {
+        let pod = cri.pod(stage, false, &daemon.logs());
+        let sandbox = cri.run_pod(&pod).await.unwrap();
+        let config = cri.container("c", &image, &["sleep", "1000"]);
+        let id = if stage == "made" { String::new() } else { cri.create(&sandbox, &config, &pod).await.unwrap() };
+        if stage == "running" {
+            cri.start(&id).await.unwrap();
+        }
+        silence(&daemon, &sandbox);
+        pods.push((stage, pod, sandbox, id));
+    }
+    let started = {
+        let (mut cri, id) = (cri.clone(), pods[1].3.clone());
+        tokio::spawn(async move { cri.start(&id).await })
+    };
+    others_go_on(&cri, &daemon, &image, "lively").await;
+    let fault = started.await.unwrap().unwrap_err().to_string();
+    assert!(fault.contains("shim"), "a start in a silent shim says what is wrong: {fault}");
+    // Status is answered all the same, and says what was last known.
+    assert_eq!(cri.status(&pods[2].3).await.unwrap().state, ContainerState::ContainerRunning as i32);
+    let began = Instant::now();
+    let ends = pods.iter().map(|(stage, _, sandbox, id)| {
+        let mut cri = cri.clone();
+        async move {
+            let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+            cri.runtime.stop_pod_sandbox(stop).await.unwrap_or_else(|e| panic!("stop of the pod that was {stage}: {e}"));
+            if *stage == "running" {
+                let status = cri.status(id).await.unwrap();
+                assert_eq!((status.state, status.exit_code), (ContainerState::ContainerExited as i32, 137), "{status:?}");
+            }
+            let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+            cri.runtime.remove_pod_sandbox(remove).await.unwrap_or_else(|e| panic!("removal of the pod that was {stage}: {e}"));
+        }
+    });
+    let all = futures(ends.collect());
+    all.await;
+    println!("three pods with silent shims were stopped and removed in {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    settle(&daemon, &before).await;
+}
+
+/// All at once.
+async fn futures<F: Future<Output = ()>>(mut all: Vec<F>) {
+    let mut pinned: Vec<_> = all.drain(..).map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        pinned.retain_mut(|f| f.as_mut().poll(cx).is_pending());
+        if pinned.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,6 +155,41 @@ async fn containers_of_a_killed_shim_are_killed_and_reported() {
     assert!(again.to_string().contains("not ready"), "{again}");
     others_go_on(&cri, &daemon, &image, "lively").await;
     cri.drop_pod(&sandbox).await.unwrap();
+    settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_does_not_wait_for_one_silent_shim_among_twenty() {
+    let (mut daemon, mut cri, image, before) = bed(false).await;
+    let mut pods = Vec::new();
+    for number in 0..20 {
+        let pod = cri.pod(&format!("n{number}"), true, &daemon.logs());
+        let sandbox = cri.run_pod(&pod).await.unwrap();
+        let id = cri.run(&sandbox, &cri.container(&format!("c{number}"), &image, &["sleep", "1000"]), &pod).await.unwrap();
+        pods.push((sandbox, id));
+    }
+    silence(&daemon, &pods[7].0);
+    // And one that dies while the daemon is away.
+    let dead = shim(&daemon, &pods[11].0)[0];
+    daemon.kill();
+    signal(dead, libc::SIGKILL);
+    let served = daemon.spawn().await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    let began = Instant::now();
+    for (number, (_, id)) in pods.iter().enumerate().filter(|(n, _)| *n != 7 && *n != 11) {
+        let answer = cri.exec(id, &["echo", "back"], 10).await.unwrap_or_else(|e| panic!("exec in pod {number}: {e}"));
+        assert_eq!(answer.stdout, b"back\n");
+    }
+    println!("served after {served:?}, 18 execs after {:?}", began.elapsed());
+    assert!(served < Duration::from_secs(2), "the socket served after {served:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "18 execs took {:?}", began.elapsed());
+    let status = cri.wait_exit(&pods[11].1, 10).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Unknown"), "{status:?}");
+    assert_eq!(pod_state(&cri, &pods[11].0).await, PodSandboxState::SandboxNotready as i32);
+    assert_eq!(pod_state(&cri, &pods[7].0).await, PodSandboxState::SandboxReady as i32, "silent is not dead");
+    for (sandbox, _) in &pods {
+        cri.drop_pod(sandbox).await.unwrap();
+    }
     settle(&daemon, &before).await;
 }
 

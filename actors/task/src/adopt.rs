@@ -153,7 +153,7 @@ async fn connect(pod: &Rc<Pod>, cx: &Cx) -> bool {
 async fn take_over(pod: &Rc<Pod>, cx: &Cx, link: Link) {
     pod.state.send_replace(State::Up(link.clone()));
     pod.sweep_execs(cx, &link);
-    for id in unfinished(pod).unwrap_or_default() {
+    for id in unfinished(pod) {
         match cx
             .run("task.undo", |cx| async {
                 let cx = cx;
@@ -193,19 +193,11 @@ fn lost() -> messages::task::Exit {
 }
 
 /// Containers of the pod whose `Create` did not finish, by their bundles.
-fn unfinished(pod: &Pod) -> std::io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(bundle::tasks(&pod.args))?.flatten() {
-        let path = entry.path();
-        let ours = std::fs::read_to_string(path.join("sandbox")).is_ok_and(|s| s == pod.id);
-        let Some(id) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let done = path.join("created").exists() && pod.row.borrow().containers.contains_key(&id);
-        let busy = id.starts_with('.') || pod.creating.borrow().contains(&id);
-        if ours && !done && !busy {
-            found.push(id);
-        }
-    }
-    Ok(found)
+fn unfinished(pod: &Pod) -> Vec<String> {
+    let mut found = bundle::of_pod(&pod.args, &pod.id);
+    let done = |id: &String| pod.bundle_of(id).join("created").exists() && pod.row.borrow().containers.contains_key(id);
+    found.retain(|id| !done(id) && !pod.creating.borrow().contains(id));
+    found
 }
 
 /// Shims of other makes write their log into a FIFO of the bundle; its lines become ours.

@@ -79,6 +79,13 @@ pub fn make_container(args: &Args, id: &str, sandbox: &str, endpoint: &Endpoint,
     Ok(path)
 }
 
+/// Containers of a pod, by their bundles.
+pub fn of_pod(args: &Args, sandbox: &str) -> Vec<String> {
+    let entries = fs::read_dir(tasks(args)).into_iter().flatten().flatten();
+    let ours = entries.filter(|e| fs::read_to_string(e.path().join("sandbox")).is_ok_and(|s| s == sandbox));
+    ours.filter_map(|e| e.file_name().into_string().ok()).filter(|id| !id.starts_with('.')).collect()
+}
+
 /// Writes `bootstrap.json`.
 pub fn write_endpoint(bundle: &Path, endpoint: &Endpoint) -> Result<()> {
     let json = serde_json::to_vec(endpoint).class(kernel::Class::Internal, "bootstrap.json")?;

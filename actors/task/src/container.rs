@@ -42,12 +42,10 @@ impl Pod {
             }
             Err(fault) => {
                 let cx = cx.without_deadline();
-                self.undo_create(&cx, &link, &id)
-                    .await
-                    .err()
-                    .into_iter()
-                    .for_each(|e| tracing::warn!(container = id, error = %e, "undo of a failed create is incomplete"));
-                self.containers.borrow_mut().remove(&id);
+                match self.undo_create(&cx, &link, &id).await {
+                    Ok(()) => drop(self.containers.borrow_mut().remove(&id)),
+                    Err(e) => tracing::warn!(container = id, error = %e, "undo of a failed create is incomplete"),
+                }
                 self.creating.borrow_mut().remove(&id);
                 self.watch_for_silence(Err(fault))
             }
@@ -102,15 +100,24 @@ impl Pod {
             let _ = tokio::time::timeout(limit, crate::link::wait(cx, &link.task, id, "")).await;
         }
         let deleted = rpc(cx, "Task/Delete", limit, |c| link.task.delete(c, &delete)).await;
+        match deleted {
+            Err(f) if !f.is_not_found() => {
+                // The bundle tells the shim, or its binary once it is gone, what to give back.
+                self.suspect.notify_one();
+                if !self.is_gone() {
+                    return Err(f);
+                }
+                let container = self.container(id).unwrap_or_else(|_| Container::new(id, None));
+                let _one = container.deleting.lock().await;
+                self.give_back(&container).await?;
+            }
+            _ => {}
+        }
         self.remove_bundle(cx, id).await?;
         self.save(cx, |row| {
             row.containers.remove(id);
         })
-        .await?;
-        match deleted {
-            Err(f) if f.class != Class::NotFound => Err(f),
-            _ => Ok(()),
-        }
+        .await
     }
 
     async fn remove_bundle(&self, cx: &Cx, id: &str) -> Result<()> {
@@ -200,6 +207,8 @@ impl Pod {
                 Err(f) if f.is_not_found() => {}
                 Err(f) => return Err(f),
             }
+        } else {
+            cx.run("shim.delete", |_| self.give_back(&container)).await?;
         }
         // Whoever deletes knows of the end.
         container.announced.set(true);

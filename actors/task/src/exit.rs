@@ -1,9 +1,9 @@
 //! The witnesses of an exit, and what is done with their word: waiters are answered, a lost exit is made durable, the bus hears of it once.
+use crate::NAMESPACE;
 use crate::container::{from_state, nanos};
 use crate::link::{self, Link, rpc};
 use crate::pod::{Container, Pod};
 use crate::process::Process;
-use crate::{NAMESPACE, bundle, launch};
 use kernel::{Cx, Fault, Result};
 use messages::events::{Events, Publish};
 use messages::task::Exit;
@@ -18,7 +18,7 @@ const KILLED: u32 = 137;
 /// A shim that has just answered has the reason of an exit at hand; on a busy machine it may take its time all the same.
 const REASON: Duration = Duration::from_secs(5);
 /// Nobody knows.
-const UNKNOWN: u32 = 255;
+pub const UNKNOWN: u32 = 255;
 
 impl Container {
     /// Takes a witness' word, unless an earlier one was taken.
@@ -35,7 +35,8 @@ impl Container {
         let ended = exit.wait_for(Option::is_some).await.map_err(|_| Fault::unavailable("shutting down"))?;
         ended.clone().ok_or_else(|| Fault::internal("no exit"))
     }
-    fn lost(&self, code: u32, witness: &str) -> Exit {
+    /// An end that nobody saw.
+    pub fn lost(&self, code: u32, witness: &str) -> Exit {
         Exit { code, at_ns: nanos(None), oom: self.oom.get(), witness: witness.to_owned() }
     }
 }
@@ -171,35 +172,6 @@ impl Pod {
         if let Err(e) = cx.system().addr::<Events>().call(cx, publish).await {
             tracing::warn!(container = c.id, error = %e, "an exit is not published");
         }
-    }
-
-    /// The shim is dead: its containers have ended, whatever they were doing.
-    pub async fn lose_all(&self, cx: &Cx) {
-        if let Err(e) = self.kill_leftovers().await {
-            tracing::error!(sandbox = self.id, error = %e, "a process of a dead shim is left");
-        }
-        let codes = self.delete_actions().await;
-        for (c, code) in codes {
-            self.lose(cx, &c, c.lost(code, "lost")).await;
-        }
-    }
-
-    /// Runs the binary's `delete` for every container whose end is unknown; answers the codes it tells.
-    pub async fn delete_actions(&self) -> Vec<(Rc<Container>, u32)> {
-        let unknown: Vec<_> = self.containers.borrow().values().filter(|c| c.ended().is_none()).cloned().collect();
-        let actions = unknown.into_iter().map(|c| async move {
-            let path = self.bundle_of(&c.id);
-            let Some(binary) = bundle::read_binary(&path) else { return (c, UNKNOWN) };
-            match launch::delete(&self.args, &c.id, &binary, &path).await {
-                Ok(d) if d.exit_status != 0 => (c, d.exit_status),
-                Ok(_) => (c, UNKNOWN),
-                Err(e) => {
-                    tracing::warn!(container = c.id, error = %e, "clean-up after a dead shim failed");
-                    (c, UNKNOWN)
-                }
-            }
-        });
-        futures::future::join_all(actions).await
     }
 
     /// Answers everybody who waits for a container that is no more.

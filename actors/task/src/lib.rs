@@ -26,6 +26,7 @@ mod launch;
 mod link;
 mod locate;
 mod logs;
+mod orphan;
 mod parent;
 mod pod;
 mod probe;

@@ -1,7 +1,7 @@
 //! The parent actor `task`: knows which pod owns which container, and passes every message on to that pod's child. It waits for no shim.
 use crate::child::{Child, ChildArgs, Exited, For, Oom, TaskShim};
 use crate::row::Row;
-use crate::{Args, NAMESPACE, bundle, container};
+use crate::{Args, NAMESPACE, bundle, container, launch};
 use futures::future::join_all;
 use kernel::{Actor, Addr, Class, Cx, Fault, Handle, Message, Reply, Result, Routes};
 use messages::events::{Delivery, Event, Events, Subscribe};
@@ -17,6 +17,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Longest work on what old bundles left.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// The actor.
 pub struct Parent {
@@ -136,24 +139,40 @@ async fn remove(cx: &Cx, index: &Index, id: &str) -> Result<()> {
 
 /// Removes what half-finished removals left: hidden bundles, and containers' bundles of pods that are no more.
 async fn sweep(cx: Cx, args: Arc<Args>, index: Rc<Index>) {
-    let pods = index.pods.borrow().clone();
-    let work = move || {
-        for dir in [bundle::sandboxes(&args), bundle::tasks(&args)] {
+    let (pods, inside) = (index.pods.borrow().clone(), args.clone());
+    let look = move || {
+        let mut orphans = Vec::new();
+        for dir in [bundle::sandboxes(&inside), bundle::tasks(&inside)] {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                 let path = entry.path();
                 let hidden = entry.file_name().as_encoded_bytes().first() == Some(&b'.');
-                let orphan = std::fs::read_to_string(path.join("sandbox")).is_ok_and(|pod| !pods.contains(&pod));
                 if hidden {
                     let _ = std::fs::remove_dir_all(&path);
-                } else if orphan {
-                    bundle::remove(&args, &path)?;
+                } else if std::fs::read_to_string(path.join("sandbox")).is_ok_and(|pod| !pods.contains(&pod)) {
+                    orphans.push(path);
                 }
             }
         }
-        Ok(())
+        Ok(orphans)
     };
-    if let Err(e) = cx.blocking("task.sweep", Duration::from_secs(60), work).await {
+    let swept = async {
+        for path in cx.blocking("task.sweep", SWEEP, look).await? {
+            give_back(&args, &path).await;
+            let inside = args.clone();
+            cx.blocking("bundle.remove", SWEEP, move || bundle::remove(&inside, &path)).await?;
+        }
+        Ok::<(), Fault>(())
+    };
+    if let Err(e) = swept.await {
         tracing::warn!(error = %e, "sweep of old bundles");
+    }
+}
+
+/// Has the binary give back what the container of an orphaned bundle may still have.
+async fn give_back(args: &Args, path: &std::path::Path) {
+    let (Some(binary), Some(id)) = (bundle::read_binary(path), path.file_name().and_then(|n| n.to_str())) else { return };
+    if let Err(e) = launch::delete(args, id, &binary, path).await {
+        tracing::warn!(container = id, error = %e, "clean-up of an orphaned container failed");
     }
 }
 

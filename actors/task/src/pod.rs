@@ -66,6 +66,8 @@ pub struct Container {
     pub watched: Cell<bool>,
     /// The bus has had its exit.
     pub announced: Cell<bool>,
+    /// The binary's `delete` has given back what it had.
+    pub given_back: Cell<bool>,
     /// Held by the one who deletes: an ended task is deleted by its watcher, and by whoever removes the container.
     pub deleting: tokio::sync::Mutex<()>,
 }
@@ -82,6 +84,7 @@ impl Container {
             killed: Cell::new(false),
             watched: Cell::new(false),
             announced: Cell::new(false),
+            given_back: Cell::new(false),
             deleting: tokio::sync::Mutex::new(()),
         })
     }

@@ -170,7 +170,6 @@ impl Pod {
             });
             asked.await?;
         }
-        let was_gone = matches!(state, State::Gone(_));
         for process in shim {
             let patience = if matches!(state, State::Up(_)) { self.args.timeouts.shutdown } else { Duration::ZERO };
             if !process.ended_within(patience).await {
@@ -178,10 +177,10 @@ impl Pod {
             }
         }
         self.state.send_replace(State::Gone("removed".into()));
-        self.kill_leftovers().await?;
-        if !matches!(state, State::Up(_)) && !was_gone {
-            self.delete_actions().await;
+        if !matches!(state, State::Up(_)) {
+            self.find_stray_containers(&cx).await?;
         }
+        cx.run("shim.delete", |_| self.give_back_all()).await?;
         self.settle_all("the pod was removed");
         self.remove_files(&cx).await?;
         self.forget(&cx).await
@@ -194,10 +193,10 @@ impl Pod {
         if asked.is_err_and(|f| matches!(f.class, Class::Unimplemented | Class::NotFound | Class::FailedPrecondition)) {
             // Not a sandbox shim: it leaves only when it has no containers.
             self.kill_all(cx, link).await;
-            let ids: Vec<String> = self.containers.borrow().keys().cloned().collect();
-            for id in ids {
-                let request = proto::task::DeleteRequest { id, ..Default::default() };
-                let _ = rpc(cx, "Task/Delete", limit, |c| link.task.delete(c, &request)).await;
+            for c in self.known() {
+                let request = proto::task::DeleteRequest { id: c.id.clone(), ..Default::default() };
+                let deleted = rpc(cx, "Task/Delete", limit, |c| link.task.delete(c, &request)).await;
+                c.given_back.set(deleted.is_ok());
             }
             let request = ShutdownRequest { id: self.id.clone(), now: true };
             let _ = rpc(cx, "Task/Shutdown", limit, |c| link.task.shutdown(c, &request)).await;
@@ -212,16 +211,6 @@ impl Pod {
         }
         let found = process::shims_of(cx, &self.id, &self.args.grpc_address).await;
         found.into_iter().filter_map(|pid| Process::open(pid).ok()).collect()
-    }
-
-    /// Inits that outlived their shim.
-    pub async fn kill_leftovers(&self) -> Result<()> {
-        let pids: Vec<u32> =
-            self.containers.borrow().values().filter(|c| c.ended().is_none()).map(|c| c.pid.get()).filter(|p| *p != 0).collect();
-        for process in pids.into_iter().filter_map(|pid| Process::open(pid).ok()) {
-            self.end(&process, self.args.timeouts.shutdown).await?;
-        }
-        Ok(())
     }
 
     async fn remove_files(&self, cx: &Cx) -> Result<()> {

@@ -5,6 +5,7 @@
 //! the process in between (a worker that had entered it could not write the container's state any more). Rare specifications need libcontainer's
 //! parent and go through it as before: see [`fits`].
 use super::place::Place;
+use super::scope::Scope;
 use super::steps::told;
 use super::{Request, kernel};
 use libcgroups::common::CgroupConfig;
@@ -203,28 +204,40 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     ready
 }
 
-/// Deletes a container, killing what is left of it.
-pub fn delete(root: &Path, id: &str) -> io::Result<()> {
+/// Deletes a container, killing what is left of it. Whoever died may have left any part of it: each is given back by itself.
+pub fn delete(root: &Path, id: &str, bundle: &Path) -> io::Result<()> {
     let dir = root.join(id);
-    if !dir.exists() {
-        return Ok(());
-    }
-    // A crash between the directory and its files: nothing was made yet.
-    if let (Ok(container), Ok(config)) = (Container::load(dir.clone()), YoukiConfig::load(&dir)) {
-        container
-            .pid()
-            .filter(|_| container.status() != ContainerStatus::Stopped)
-            .iter()
-            .for_each(|init| kernel::kill(init.as_raw() as u32));
-        let (made, monitored) =
-            (container.intel_rdt_dir().map(PathBuf::as_path), container.intel_rdt_monitoring_dir().map(PathBuf::as_path));
-        cleanup_intel_rdt(made, monitored, container.clean_up_intel_rdt_subdirectory(), container.id()).map_err(told)?;
-        let place = CgroupConfig { cgroup_path: config.cgroup_path, systemd_cgroup: false, container_name: id.to_owned() };
-        Place::of(&place, None)?.remove()?;
+    let (container, config) = (Container::load(dir.clone()).ok(), YoukiConfig::load(&dir).ok());
+    let living = container.iter().filter(|c| c.status() != ContainerStatus::Stopped).filter_map(Container::pid);
+    living.for_each(|init| kernel::kill(init.as_raw() as u32));
+    // Without its state the specification tells where its cgroup is.
+    let at = config.as_ref().map(|c| c.cgroup_path.clone()).or_else(|| place_asked_for(bundle, id));
+    let emptied = at.map_or(Ok(()), |cgroup_path| {
+        let config = CgroupConfig { cgroup_path, systemd_cgroup: false, container_name: id.to_owned() };
+        Place::of(&config, None)?.remove()
+    });
+    let closed = container.as_ref().map_or(Ok(()), |c| {
+        let (made, monitored) = (c.intel_rdt_dir().map(PathBuf::as_path), c.intel_rdt_monitoring_dir().map(PathBuf::as_path));
+        cleanup_intel_rdt(made, monitored, c.clean_up_intel_rdt_subdirectory(), c.id()).map_err(told)
+    });
+    emptied.and(closed)?;
+    if let (Some(container), Some(config)) = (&container, &config) {
         let hooks = config.hooks.as_ref().and_then(|h| h.poststop().as_ref());
-        run_hooks(hooks, Some(&container.state), None, None, None).map_err(told)?;
+        // The specification wants a failing hook to be no obstacle here.
+        let _ = run_hooks(hooks, Some(&container.state), None, None, None);
     }
-    std::fs::remove_dir_all(dir)
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Where the specification of a bundle wants the cgroup.
+fn place_asked_for(bundle: &Path, id: &str) -> Option<PathBuf> {
+    let spec = Spec::load(bundle.join("config.json")).ok()?;
+    let wanted = spec.linux().as_ref()?.cgroups_path();
+    let scope = wanted.as_ref().and_then(|w| Scope::parse(w.to_str()?).ok()?);
+    Some(scope.map_or_else(|| get_cgroup_path(wanted, id), |s| s.path()))
 }
 
 /// A namespace of a running process, opened now: whoever has entered its user namespace may not look at a process whose program it cannot read.

@@ -11,13 +11,15 @@ use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Version 1's hierarchies that containers are placed in; named ones are left alone.
 const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "blkio"];
-/// Longest pause between two attempts to remove a cgroup: all of them together take half a second.
-const GONE: Duration = Duration::from_millis(256);
+/// Until a cgroup whose processes were killed is empty, on a busy machine, too.
+const EMPTY: Duration = Duration::from_secs(2);
+/// Longest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(64);
 /// Where cgroups are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -117,14 +119,14 @@ impl Place {
 
 /// Kills what is in a cgroup, and removes it with those that were made below it.
 fn clear(dir: &Path) -> io::Result<()> {
-    let mut pause = Duration::from_millis(1);
+    let (mut pause, end) = (Duration::from_millis(1), Instant::now() + EMPTY);
     loop {
         match tear(dir) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && pause < GONE => std::thread::sleep(pause),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < end => std::thread::sleep(pause),
             Err(e) => return Err(io::Error::new(e.kind(), format!("remove cgroup {}: {e}", dir.display()))),
             Ok(()) => return Ok(()),
         }
-        pause *= 2;
+        pause = (pause * 2).min(PAUSE);
     }
 }
 

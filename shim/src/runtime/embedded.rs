@@ -48,8 +48,8 @@ impl Embedded {
         done
     }
     /// Deletes.
-    pub async fn delete(&self, id: &str) -> io::Result<()> {
-        self.ask(self.request("delete", id), None).await.map(drop)
+    pub async fn delete(&self, id: &str, bundle: &Path) -> io::Result<()> {
+        self.ask(Request { bundle: bundle.into(), ..self.request("delete", id) }, None).await.map(drop)
     }
     /// Pauses or resumes.
     pub async fn freeze(&self, id: &str, pause: bool) -> io::Result<()> {

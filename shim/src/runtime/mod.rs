@@ -119,7 +119,7 @@ impl Runtime {
     /// Deletes a container, killing what is left of it. Succeeds when it is gone.
     pub async fn delete(&self, id: &str, bundle: &Path) -> io::Result<()> {
         match self {
-            Runtime::Embedded(r) => r.delete(id).await,
+            Runtime::Embedded(r) => r.delete(id, bundle).await,
             Runtime::External(r) => r.delete(id, bundle).await,
         }
     }
@@ -157,7 +157,7 @@ pub fn delete_orphan(bundle: &Path, id: &str) -> io::Result<()> {
     let mut lines = text.lines();
     let (binary, root) = (lines.next().unwrap_or("runc"), lines.next().unwrap_or(ROOT));
     if binary == EMBEDDED {
-        return crate::engine::delete(Path::new(root), id);
+        return crate::engine::delete(Path::new(root), id, bundle);
     }
     let mut command = std::process::Command::new(binary);
     command.arg("--root").arg(root).args(["delete", "--force", id]);
