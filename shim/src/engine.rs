@@ -9,6 +9,7 @@
 //! runs goes on. Limits: requests of [`LARGEST`] bytes.
 #![allow(unsafe_code)]
 mod bus;
+mod delegate;
 mod devices;
 mod diary;
 mod guard;

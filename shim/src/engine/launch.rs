@@ -75,7 +75,10 @@ pub fn create(request: &Request, spec: Spec, streams: &[OwnedFd], executor: Box<
     let config = cgroup(request, &spec)?;
     // The state is written before there is a cgroup: whoever finds what a killed worker left knows by it what to remove.
     let made = beginning(request, spec, &dir, streams, executor, &config).and_then(|(args, container)| {
-        let born = Place::of(&config, Some(&args.spec)).and_then(|place| first(&args, container, &place));
+        let born = Place::of(&config, Some(&args.spec)).and_then(|place| {
+            place.give(&args.spec)?;
+            first(&args, container, &place)
+        });
         born.inspect_err(|_| drop(Place::of(&config, None).and_then(|place| place.remove())))
     });
     made.inspect_err(|_| drop(std::fs::remove_dir_all(&dir)))

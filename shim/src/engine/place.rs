@@ -3,7 +3,7 @@
 //! Moving another process (`cgroup.procs`) takes the kernel's global threadgroup lock and waits for an RCU grace period: 5 to 20 ms on an idle
 //! machine, more on a busy one, and it is most of what libcontainer's own way costs. A process of one thread that moves itself by version 1's `tasks`,
 //! or is cloned into version 2's cgroup, skips both. A scope of systemd's ([`super::systemd`]) is a directory of version 2 that is there already.
-use super::{devices, kernel};
+use super::{delegate, devices, kernel};
 use libcgroups::common::{
     AnyCgroupManager, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt, create_cgroup_manager, get_cgroup_setup,
 };
@@ -105,6 +105,14 @@ impl Place {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Gives it to the container, where the specification wants that.
+    pub fn give(&self, spec: &Spec) -> io::Result<()> {
+        match &self.way {
+            Way::Clone(dir) => delegate::give(dir, spec),
+            Way::Tasks(_) => Ok(()),
         }
     }
 

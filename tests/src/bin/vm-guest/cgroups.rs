@@ -88,11 +88,14 @@ pub async fn an_update_arrives_and_lasts(w: &mut World) -> Result<()> {
         same(&dir, wanted).context("after a reload of systemd")?;
         equal("cpu.weight after a reload", &value(&dir, "cpu.weight")?, &weight)?;
         devices(w, &id).await.context("after a reload of systemd")?;
+        run("systemctl", &["daemon-reexec"])?;
+        same(&dir, wanted).context("after systemd is executed anew")?;
+        devices(w, &id).await.context("after systemd is executed anew")?;
     }
     Ok(())
 }
 
-/// A cgroup namespace of its own, which an exec joins; the hierarchy is mounted read-only.
+/// A cgroup namespace of its own, which an exec joins; the hierarchy is mounted read-only, or writable where the handler says so.
 pub async fn the_container_sees_its_own_cgroup(w: &mut World) -> Result<()> {
     let pod = w.pod().await?;
     let id = w.container(&pod, "sleep 1000", |c| resources(c, limits())).await?;
@@ -102,6 +105,34 @@ pub async fn the_container_sees_its_own_cgroup(w: &mut World) -> Result<()> {
     ensure!(refused.contains("Read-only file system"), "{refused}");
     let options = w.exec(&id, "grep ' /sys/fs/cgroup ' /proc/mounts").await?;
     ensure!(["cgroup2", "nosuid", "nodev", "noexec", "ro"].iter().all(|o| options.contains(o)), "{options}");
+
+    let pod = w.pod_as("writable", |_| {}).await?;
+    let id = w.container(&pod, "sleep 1000", |_| {}).await?;
+    w.exec(&id, "mkdir /sys/fs/cgroup/mine && echo 0 >/sys/fs/cgroup/mine/cgroup.procs && cat /proc/self/cgroup | grep -x 0::/mine")
+        .await?;
+    Ok(())
+}
+
+fn host_options() -> Result<String> {
+    run("sh", &["-c", "grep ' /sys/fs/cgroup cgroup2 ' /proc/mounts"])
+}
+
+/// A second mount of the hierarchy changes the options of the first: none is lost. Nor when a container without a namespace mounts it.
+pub async fn a_privileged_container_costs_the_host_no_mount_option(w: &mut World) -> Result<()> {
+    let before = host_options()?;
+    ensure!(before.contains("nsdelegate") && before.contains("memory_recursiveprot"), "{before}");
+    let privileged = |p: &mut PodSandboxConfig| {
+        p.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    };
+    let pod = w.pod_as("", privileged).await?;
+    let mighty = |c: &mut ContainerConfig| c.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    let id = w.container(&pod, "sleep 1000", mighty).await?;
+    equal("the host's mount", &host_options()?, &before)?;
+    // It may steer the machine's cgroups, as an agent does.
+    w.exec(&id, "mkdir /sys/fs/cgroup/vm-mine && rmdir /sys/fs/cgroup/vm-mine").await?;
+    let pid = pid(&mut w.cri, &id).await?;
+    equal("the host's mount", &host_options()?, &before)?;
+    ensure!(w.exec(&id, "cat /proc/self/cgroup").await?.contains(&id), "pid {pid} has a cgroup namespace of its own");
     Ok(())
 }
 
@@ -138,7 +169,7 @@ pub async fn devices_are_guarded(w: &mut World) -> Result<()> {
 const OOM: [(&str, i32, &str); 3] =
     [("exec tail /dev/zero", 137, "OOMKilled"), ("tail /dev/zero; exit 0", 0, "OOMKilled"), ("sleep 1000", 137, "Error")];
 
-/// `OOMKilled` by the init's death, and by a child's while the init ends well. Each several times: the cgroup may vanish right after.
+/// `OOMKilled` by the init's death, and by a child's while the init ends well. Each twice: the cgroup may vanish right after.
 pub async fn an_oom_kill_is_told(w: &mut World) -> Result<()> {
     let pod = w.pod().await?;
     let small = |c: &mut ContainerConfig| {
@@ -147,7 +178,7 @@ pub async fn an_oom_kill_is_told(w: &mut World) -> Result<()> {
             LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, memory_swap_limit_in_bytes: 16 * MIB, ..Default::default() },
         );
     };
-    for round in 0..4 {
+    for round in 0..2 {
         for (script, code, reason) in OOM {
             let id = w.container(&pod, script, small).await?;
             if reason == "Error" {

@@ -3,6 +3,7 @@
 //! With systemd as PID 1 the daemon is the unit of `deploy/troupe.service` and makes scopes; otherwise this program starts it, and it makes plain
 //! cgroups. Each check is told on a line, `ok NAME` or `FAILED NAME: why`; the last line is the sum. A check has its own pods and removes them.
 mod cgroups;
+mod pods;
 mod unit;
 mod world;
 
@@ -25,10 +26,15 @@ const EVERYWHERE: &[Check] = checks![
     cgroups::limits_arrive,
     cgroups::an_update_arrives_and_lasts,
     cgroups::the_container_sees_its_own_cgroup,
+    cgroups::a_privileged_container_costs_the_host_no_mount_option,
     cgroups::devices_are_guarded,
     cgroups::an_oom_kill_is_told,
     cgroups::statistics_are_sane,
     cgroups::a_stop_ends_every_process,
+    pods::users_of_its_own,
+    pods::users_of_its_own_divide_their_cgroup,
+    pods::swap_is_told,
+    pods::a_pod_s_resources_change,
     cgroups::nothing_is_left,
 ];
 const WITH_SYSTEMD: &[Check] = checks![unit::containers_outlive_the_unit, unit::a_deaf_bus_holds_up_nobody, cgroups::nothing_is_left];
