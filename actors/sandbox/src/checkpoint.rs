@@ -62,7 +62,7 @@ pub async fn run(world: &World, cx: &Cx, request: cri::CheckpointContainerReques
     }
     let cx = if request.timeout > 0 { cx.with_timeout(Duration::from_secs(request.timeout as u64)) } else { cx.clone() };
     // Among the pod's files: what a crash leaves goes with the pod, or with the next checkpoint.
-    let dir = world.files().join("checkpoints").join(&row.id);
+    let dir = world.files().join(format!("checkpoint-{}", row.id));
     let made = write(world, &cx, &row, &dir, &location).await;
     let gone = cx.without_deadline().blocking("remove the checkpoint's directory", LONGEST, move || absent(&dir)).await;
     made.with_context(|| format!("checkpointing container {} failed", row.id)).and(gone)
@@ -88,7 +88,7 @@ async fn write(world: &World, cx: &Cx, row: &ContainerRow, dir: &Path, location:
     if let Err(fault) = written {
         let log = dir.join("dump.log");
         let said = cx.without_deadline().blocking("read CRIU's log", LOOK, move || Ok(complaint(&log))).await?;
-        return Err(if said.is_empty() { fault } else { fault.context(format!("CRIU says {said:?}")) });
+        return Err(if said.is_empty() { fault } else { Fault::failed_precondition(format!("CRIU says {said:?}: {fault}")) });
     }
     let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
     let upper = world.args.snapshots.call(cx, mounts).await?;
