@@ -28,6 +28,14 @@ async fn settle(daemon: &Daemon, before: &census::Census) {
     assert_eq!(census::take(daemon), *before);
 }
 
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// xorshift: the seed is printed, so that a failure can be had again.
 struct Dice(u64);
 
@@ -76,7 +84,7 @@ async fn fickle_life(mut cri: Cri, image: String, logs: std::path::PathBuf, name
         let mut cri = cri.clone();
         match cri.status(&id).await? {
             s if s.state == ContainerState::ContainerRunning as i32 => Ok(()),
-            _ => cri.start(&id).await,
+            s => cri.start(&id).await.map_err(|e| e.context(format!("{s:?}"))),
         }
     };
     fickle(dice, &mut dropped, "StartContainer", start).await;
@@ -166,15 +174,18 @@ async fn a_graceful_stop_holds_up_nobody_and_never_escalates_by_itself() {
     let (daemon, mut cri, image, before) = bed(false).await;
     let pod = cri.pod("stubborn", false, &daemon.logs());
     let sandbox = cri.run_pod(&pod).await.unwrap();
-    let stubborn = ["sh", "-c", "trap 'echo asked' TERM; while true; do sleep 0.05; done"];
+    let stubborn = ["sh", "-c", "trap 'echo asked' TERM; echo ready; while true; do sleep 0.05; done"];
     let id = cri.run(&sandbox, &cri.container("c", &image, &stubborn), &pod).await.unwrap();
-    let asked = || std::fs::read_to_string(daemon.logs().join("c.log")).unwrap_or_default().matches("asked").count();
+    let log = || std::fs::read_to_string(daemon.logs().join("c.log")).unwrap_or_default();
+    let asked = || log().matches("asked").count();
+    // Before its trap it would not hear the signal.
+    eventually("the trap is set", || log().contains("ready")).await;
     // A client that goes away has not asked for SIGKILL.
     let lost = tokio::time::timeout(Duration::from_millis(400), cri.clone().stop(&id, 1)).await;
     assert!(lost.is_err(), "the client has gone away");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(cri.status(&id).await.unwrap().state, ContainerState::ContainerRunning as i32, "no escalation without a client");
-    assert_eq!(asked(), 1, "the signal was sent");
+    eventually("the signal was sent", || asked() == 1).await;
     // A patient one waits, and others get their answers meanwhile.
     let patient = {
         let (mut cri, id) = (cri.clone(), id.clone());

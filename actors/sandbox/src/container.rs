@@ -228,7 +228,9 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
         }
     }
     if row.phase != Phase::Created {
-        return Err(Fault::failed_precondition(format!("container {id} is in state {:?}, not created", row.phase)));
+        let why = if row.reason.1.is_empty() { row.reason.0.clone() } else { format!("{}: {}", row.reason.0, row.reason.1) };
+        let why = if why.is_empty() { why } else { format!(" ({why})") };
+        return Err(Fault::failed_precondition(format!("container {id} is in state {:?}{why}, not created", row.phase)));
     }
     if world.pod().is_none_or(|p| p.phase != PodPhase::Ready) {
         return Err(Fault::failed_precondition(format!("sandbox {} is not ready", row.sandbox_id)));
@@ -247,12 +249,15 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
         Err(fault) => {
             let cx = cx.without_deadline();
             let deleted = world.args.tasks.call(&cx, task::Delete { id: id.to_owned() }).await;
-            if matches!(fault.class, Class::Unavailable | Class::DeadlineExceeded) && deleted.is_ok() {
-                // Not the container's fault: a retry may start it.
-                row.phase = Phase::Created;
-                world.save_container(&cx, &row).await?;
+            if not_its_own(&fault) {
+                // A retry may start it. What cannot be deleted now, the retry deletes: until then it is a start that has not ended.
+                if deleted.is_ok() {
+                    row.phase = Phase::Created;
+                    world.save_container(&cx, &row).await?;
+                }
                 return Err(fault.context(format!("failed to start container {id}; try again")));
             }
+            tracing::warn!(container = id, error = %fault, "a container does not start");
             row.phase = Phase::Exited;
             row.reason = ("StartError".into(), fault.message.clone());
             row.exit = Some(Exit { code: 128, at_ns: now_ns(), oom: false, witness: "start".into() });
@@ -260,6 +265,11 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
             Err(fault.context(format!("failed to start container {id}")))
         }
     }
+}
+
+/// Did a start fail for a reason that is not the container's own?
+fn not_its_own(fault: &Fault) -> bool {
+    matches!(fault.class, Class::Unavailable | Class::DeadlineExceeded | Class::Canceled | Class::Aborted | Class::ResourceExhausted)
 }
 
 /// Ends an interrupted start: nobody was told that it started, so it begins again from where it was created, or goes on if it runs.

@@ -20,6 +20,8 @@ const CONTROLLERS: [&str; 12] =
 const EMPTY: Duration = Duration::from_secs(2);
 /// Longest pause between two looks.
 const PAUSE: Duration = Duration::from_millis(64);
+/// How often somebody may remove a parent while it is being made; each time takes the end of another pod.
+const OVERTAKEN: u32 = 100;
 /// Where cgroups are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -192,9 +194,26 @@ fn failed(dir: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
     move |e| io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display()))
 }
 
+/// Makes a directory and those above it. Whoever removes the last other container of a parent removes the parent, perhaps between two steps of ours: then
+/// it is made anew. Once `dir` is there, nothing above it can go.
+fn pin(dir: &Path) -> io::Result<()> {
+    until_not_overtaken(|| std::fs::create_dir_all(dir)).map_err(failed(dir))
+}
+
+fn until_not_overtaken(mut make: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..OVERTAKEN {
+        match make() {
+            // "Exists" is told of a directory above that existed, and was gone when it was looked at.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {}
+            other => return other,
+        }
+    }
+    make()
+}
+
 /// Makes a directory of version 1. A new cpuset has no processors until it is told some.
 fn make(dir: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(dir).map_err(failed(dir))?;
+    pin(dir)?;
     if dir.join("cpuset.cpus").exists() {
         for file in ["cpuset.cpus", "cpuset.mems"] {
             inherit(dir, file).map_err(failed(dir))?;
@@ -217,10 +236,11 @@ fn inherit(dir: &Path, file: &str) -> io::Result<String> {
 
 /// Makes a directory of version 2, with every controller that the directories above can give.
 fn make_unified(root: &Path, dir: &Path) -> io::Result<()> {
+    // First, so that those above stay while they give.
+    pin(dir)?;
     let mut above: Vec<&Path> = dir.ancestors().skip(1).take_while(|a| a.starts_with(root)).collect();
     above.reverse();
     for dir in above {
-        std::fs::create_dir_all(dir).map_err(failed(dir))?;
         let has = std::fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
         let gives = std::fs::read_to_string(dir.join("cgroup.subtree_control")).unwrap_or_default();
         for controller in has.split_whitespace().filter(|c| !gives.split_whitespace().any(|g| g == *c)) {
@@ -228,7 +248,7 @@ fn make_unified(root: &Path, dir: &Path) -> io::Result<()> {
             let _ = std::fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
         }
     }
-    std::fs::create_dir_all(dir).map_err(failed(dir))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -252,6 +272,24 @@ mod tests {
             let config = CgroupConfig { cgroup_path: path.into(), systemd_cgroup: false, container_name: "x".into() };
             assert!(Place::of(&config, None).err().unwrap().to_string().contains("root"), "{path}");
         }
+    }
+
+    #[test]
+    fn a_parent_that_others_remove_meanwhile_is_made_again() {
+        use io::ErrorKind::{AlreadyExists, NotFound, PermissionDenied};
+        let mut ends = [Err(NotFound), Err(AlreadyExists), Err(NotFound), Ok(())].into_iter();
+        until_not_overtaken(|| ends.next().unwrap().map_err(io::Error::from)).unwrap();
+        assert_eq!(ends.next(), None);
+        let mut tries = 0;
+        let hopeless = |kind: io::ErrorKind, tries: &mut u32| {
+            until_not_overtaken(|| {
+                *tries += 1;
+                Err(kind.into())
+            })
+        };
+        assert_eq!(hopeless(PermissionDenied, &mut tries).unwrap_err().kind(), PermissionDenied);
+        assert_eq!(tries, 1, "what is no race is told at once");
+        assert_eq!(hopeless(NotFound, &mut tries).unwrap_err().kind(), NotFound, "not for ever");
     }
 
     #[test]
