@@ -2,7 +2,7 @@
 
 use containerd_shim_protos as published;
 use prost::Message as _;
-use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use prost_types::{FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto};
 use protobuf::Message as _;
 use protobuf::reflect::FileDescriptor;
 use std::error::Error;
@@ -20,7 +20,23 @@ pub fn collect(own: &[&str]) -> Result<FileDescriptorSet, Box<dyn Error>> {
         push(file, &mut set);
     }
     set.file.retain(|f| f.package() != OPTIONS_ONLY);
+    complete(&mut set);
     Ok(set)
+}
+
+/// The published sandbox service has the messages of an update, but no method that takes them. This is the one that they are named for; a shim
+/// without it says so.
+fn complete(set: &mut FileDescriptorSet) {
+    const PACKAGE: &str = "containerd.runtime.sandbox.v1";
+    let services = set.file.iter_mut().filter(|f| f.package() == PACKAGE).flat_map(|f| &mut f.service);
+    for service in services.filter(|s| s.name() == "Sandbox" && s.method.iter().all(|m| m.name() != "UpdateSandbox")) {
+        service.method.push(MethodDescriptorProto {
+            name: Some("UpdateSandbox".into()),
+            input_type: Some(format!(".{PACKAGE}.UpdateSandboxRequest")),
+            output_type: Some(format!(".{PACKAGE}.UpdateSandboxResponse")),
+            ..Default::default()
+        });
+    }
 }
 
 fn published_roots() -> [&'static FileDescriptor; 15] {

@@ -90,7 +90,7 @@ async fn write(world: &World, cx: &Cx, row: &ContainerRow, dir: &Path, location:
         let said = cx.without_deadline().blocking("read CRIU's log", LOOK, move || Ok(complaint(&log))).await?;
         return Err(if said.is_empty() { fault } else { Fault::failed_precondition(format!("CRIU says {said:?}: {fault}")) });
     }
-    let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
+    let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone(), ephemeral: false };
     let upper = world.args.snapshots.call(cx, mounts).await?;
     let upper = upper.iter().find_map(|m| m.options.iter().find_map(|o| o.strip_prefix("upperdir="))).map(PathBuf::from);
     let status = world.args.view.0.load().containers.get(&row.id).map(|c| c.status.clone()).unwrap_or_default();

@@ -290,7 +290,8 @@ pub async fn settle_start(world: &Rc<World>, cx: &Cx, row: &mut ContainerRow) ->
 
 async fn launch(world: &World, cx: &Cx, row: &ContainerRow) -> Result<u32> {
     spec::target::check(world, row)?;
-    let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone() };
+    // After a reboot there is no container to see it again.
+    let mounts = snapshot::Mounts { snapshotter: row.snapshotter.clone(), key: row.id.clone(), ephemeral: true };
     let mut rootfs = world.args.snapshots.call(cx, mounts).await?;
     label_root(&mut rootfs, row)?;
     // Without a path nothing is written, but clients can attach.

@@ -382,7 +382,8 @@ async fn stopped(world: &World, cx: &Cx, mut row: PodRow) -> Result<()> {
     Ok(())
 }
 
-/// UpdatePodSandboxResources: the pod's limits live in the cgroup that the kubelet made; what it tells is kept with the pod, for plugins and status.
+/// UpdatePodSandboxResources: the pod's limits live in the cgroup that the kubelet made; what it tells is kept with the pod, for plugins and status,
+/// and told to the shim, which may run a machine of the pod's size.
 pub async fn update(world: &World, cx: &Cx, request: cri::UpdatePodSandboxResourcesRequest) -> Result<()> {
     let _whole = world.whole.write().await;
     let mut row = world.known_pod()?;
@@ -392,7 +393,12 @@ pub async fn update(world: &World, cx: &Cx, request: cri::UpdatePodSandboxResour
     let linux = row.config.0.linux.get_or_insert_default();
     linux.overhead = request.overhead.or(linux.overhead.take());
     linux.resources = request.resources.or(linux.resources.take());
-    world.save_pod(cx, &row).await
+    let told = serde_json::json!({"Overhead": linux.overhead, "Resources": linux.resources}).to_string().into_bytes();
+    let id = row.id.clone();
+    world.save_pod(cx, &row).await?;
+    cx.run("tell the shim", |cx| async move { world.args.tasks.call(&cx, task::UpdateSandbox { id, resources: told }).await })
+        .await
+        .context("update the pod's resources at its shim")
 }
 
 /// RemovePodSandbox.

@@ -81,7 +81,7 @@ async fn mounted(world: &World, cx: &Cx, pod: &str, image: &Image) -> Result<(Pa
     let (dir, key) = (directory(world, pod).join(&hex), prefix(pod) + &hex);
     let _guard = world.lock(&key).await;
     let snapshotter = world.snapshotter(&world.pod().map(|p| p.handler).unwrap_or_default());
-    let stat = snapshot::Mounts { snapshotter: snapshotter.clone(), key: key.clone() };
+    let stat = snapshot::Mounts { snapshotter: snapshotter.clone(), key: key.clone(), ephemeral: false };
     let mounts = match world.args.snapshots.call(cx, stat).await {
         Err(e) if e.is_not_found() => {
             let prepare = snapshot::Prepare { snapshotter, key, parent: image.chain_id.clone(), view: true, labels: Default::default() };

@@ -95,6 +95,22 @@ pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
     mount("overlay", Path::new("overlay"), options)
 }
 
+/// Has this kernel overlays that are not synced (5.10)?
+pub fn knows_volatile() -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(10))
+}
+
+/// A volatile overlay leaves a mark, and is not mounted again while that is there: after a crash its data may be gone. Here the machine has not
+/// crashed since, or nobody has used it yet.
+pub fn forget_mount(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir.join("work/work/incompat")) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::from(e).context(format!("forget the mount of {}", dir.display()))),
+        _ => Ok(()),
+    }
+}
+
 /// Remembers directories whose owner and mode only the parents know.
 pub fn note_implied(fs: &Path, implied: &[PathBuf]) -> Result<()> {
     if implied.is_empty() {
@@ -147,7 +163,11 @@ pub fn sweep(root: &Path, known: &BTreeSet<u64>, last: u64) -> Result<u64> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let orphan = name.starts_with("rm-") || name.parse::<u64>().is_ok_and(|id| id <= last && !known.contains(&id));
         if orphan {
-            std::fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            match std::fs::remove_dir_all(entry.path()) {
+                // A removal that is under way was faster.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.with_context(|| format!("remove {}", entry.path().display()))?,
+            }
             removed += 1;
         }
     }

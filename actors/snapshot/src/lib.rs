@@ -41,6 +41,8 @@ use std::time::Duration;
 const IO: Duration = Duration::from_secs(600);
 /// Unpacking ends with its source, whose owner has time-outs of its own.
 const UNPACK: Duration = Duration::from_secs(24 * 3600);
+/// Directories that are removed side by side.
+const REMOVALS: usize = 2;
 /// Snapshotters that exist.
 const KNOWN: &[&str] = &["overlayfs", "native"];
 
@@ -68,6 +70,8 @@ struct Index {
 struct World {
     args: Args,
     index: RefCell<Index>,
+    /// Removals at a time: a node that ends its pods needs its disk for others.
+    removals: tokio::sync::Semaphore,
 }
 
 /// The actor.
@@ -110,6 +114,18 @@ impl World {
     }
     fn mounts(&self, s: &SnapshotInfo) -> Result<Vec<Mount>> {
         Ok(disk::mounts(s, &self.dir(s), &self.parents(s)?))
+    }
+    async fn mounts_of(&self, cx: &Cx, m: messages::snapshot::Mounts) -> Result<Vec<Mount>> {
+        let s = self.find(&m.snapshotter, &m.key)?;
+        let mut mounts = self.mounts(&s)?;
+        if m.ephemeral && s.kind == Kind::Active && disk::knows_volatile() {
+            let overlays = mounts.iter_mut().filter(|m| m.fs_type == "overlay");
+            if overlays.map(|m| m.options.insert(0, "volatile".into())).count() > 0 {
+                let dir = self.dir(&s);
+                cx.blocking("forget an earlier mount", IO, move || disk::forget_mount(&dir)).await?;
+            }
+        }
+        Ok(mounts)
     }
     fn busy(self: &Rc<Self>, snapshotter: &str, key: &str) -> Result<Busy> {
         let key = (self.name(snapshotter)?, key.to_owned());
@@ -203,9 +219,21 @@ impl World {
             return Err(Fault::failed_precondition(format!("snapshot {:?} is the parent of {:?}", s.key, child.key)));
         }
         self.commit(cx, vec![Op::delete(table::SNAPSHOTS, Self::row(&s))]).await?;
-        let dir = self.dir(&s);
+        let (dir, kind) = (self.dir(&s), s.kind);
         self.forget(s);
-        cx.blocking("remove a snapshot", IO, move || disk::remove(&dir)).await
+        if kind == Kind::Committed {
+            // Whoever removes layers wants their space.
+            return cx.blocking("remove a snapshot", IO, move || disk::remove(&dir)).await;
+        }
+        // Without its row nobody finds it any more, so nobody needs to wait for the disk; after a crash it is swept.
+        let world = self.clone();
+        cx.spawn("remove a snapshot", move |cx| async move {
+            let _turn = world.removals.acquire().await;
+            if let Err(error) = cx.blocking("remove a snapshot", IO, move || disk::remove(&dir)).await {
+                tracing::warn!(%error, "the directory of a removed snapshot could not be removed yet; the next start does");
+            }
+        });
+        Ok(())
     }
 
     fn forget(&self, s: SnapshotInfo) {
@@ -262,7 +290,7 @@ impl Actor for SnapshotActor {
         if !gone.is_empty() {
             args.store.call(&cx, store::Commit { ops: gone }).await?;
         }
-        let world = Rc::new(World { args, index: RefCell::new(index) });
+        let world = Rc::new(World { args, index: RefCell::new(index), removals: tokio::sync::Semaphore::new(REMOVALS) });
         let sweeper = world.clone();
         cx.spawn("sweep snapshots", move |cx| async move {
             if let Err(error) = sweeper.cleanup(&cx).await {
@@ -296,7 +324,7 @@ macro_rules! operations { ($($message:ident($world:ident, $m:ident, $cx:ident) -
 
 operations! {
     Prepare(world, m, cx) -> Vec<Mount> = world.prepare(&cx, m).await;
-    Mounts(world, m, _cx) -> Vec<Mount> = world.mounts(&world.find(&m.snapshotter, &m.key)?);
+    Mounts(world, m, cx) -> Vec<Mount> = world.mounts_of(&cx, m).await;
     Apply(world, m, cx) -> Applied = world.apply(&cx, m).await;
     Commit(world, m, cx) -> () = world.commit_snapshot(&cx, m).await;
     Remove(world, m, cx) -> () = world.remove(&cx, m).await;

@@ -7,7 +7,7 @@ use kernel::{Actor, Cx, Handle, Message, Protocol, Reply, Result, Routes};
 use messages::store::{Get, Store, decode, table};
 use messages::task::{
     Adopted, Checkpoint, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, RemoveSandbox,
-    ReopenLog, Resize, RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait, WaitExec, WaitSandbox,
+    ReopenLog, Resize, RunExec, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, UpdateSandbox, Wait, WaitExec, WaitSandbox,
 };
 use std::rc::Rc;
 use std::sync::Arc;
@@ -81,6 +81,7 @@ impl Actor for Child {
     fn routes() -> Routes<Self> {
         let r = Routes::new()
             .on::<For<StartSandbox>>()
+            .on::<For<UpdateSandbox>>()
             .on::<For<StopSandbox>>()
             .on::<For<RemoveSandbox>>()
             .on::<For<Create>>()
@@ -114,6 +115,7 @@ handle! {
         supervise(&pod, &cx, false);
         Ok(handle)
     };
+    UpdateSandbox => |pod, m, cx| pod.update_sandbox(cx, m.resources);
     StopSandbox => |pod, _m, cx| pod.stop(cx);
     RemoveSandbox => |pod, _m, cx| pod.remove(cx.without_deadline());
     WaitSandbox => |pod, _m, _cx| async move { pod.ended().await };

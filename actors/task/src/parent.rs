@@ -8,8 +8,8 @@ use messages::events::{Delivery, Event, Events, Subscribe};
 use messages::store::{Scan, Store, decode, table};
 use messages::task::{
     Adopted, Checkpoint, CloseInput, CloseSession, Create, Delete, ExecSync, Exit, JoinStreams, Kill, OpenSession, ProbeUserns,
-    RemoveSandbox, ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, Wait,
-    WaitExec, WaitSandbox,
+    RemoveSandbox, ReopenLog, Resize, RunExec, SandboxHandle, Start, StartSandbox, State, Stats, StopSandbox, Tasks, Update, UpdateSandbox,
+    Wait, WaitExec, WaitSandbox,
 };
 use proto::events::{TaskExit, TaskOom};
 use std::cell::RefCell;
@@ -78,6 +78,7 @@ impl Actor for Parent {
         let r = Routes::new()
             .on::<ProbeUserns>()
             .on::<StartSandbox>()
+            .on::<UpdateSandbox>()
             .on::<StopSandbox>()
             .on::<RemoveSandbox>()
             .on::<Create>()
@@ -264,14 +265,18 @@ impl Handle<StopSandbox> for Parent {
     }
 }
 
-impl Handle<WaitSandbox> for Parent {
-    fn handle(&mut self, m: WaitSandbox, cx: Cx) -> Reply<String> {
-        if !self.index.pods.borrow().contains(&m.id) {
-            return Reply::err(crate::sandbox::no_pod(&m.id));
+/// Messages about a pod that must exist.
+macro_rules! pass_on_to_pod { ($($message:ty)*) => { $(
+    impl Handle<$message> for Parent {
+        fn handle(&mut self, m: $message, cx: Cx) -> Reply<<$message as Message>::Reply> {
+            if !self.index.pods.borrow().contains(&m.id) {
+                return Reply::err(crate::sandbox::no_pod(&m.id));
+            }
+            Reply::op(async move { child(&cx, &m.id).call(&cx, For(m)).await })
         }
-        Reply::op(async move { child(&cx, &m.id).call(&cx, For(m)).await })
     }
-}
+)* } }
+pass_on_to_pod! { WaitSandbox UpdateSandbox }
 
 impl Handle<RemoveSandbox> for Parent {
     fn handle(&mut self, m: RemoveSandbox, cx: Cx) -> Reply<()> {

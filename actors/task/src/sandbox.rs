@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Longest local file work: directories and unmounts on a memory file system.
 const FILES: Duration = Duration::from_secs(10);
+/// How containerd names a pod's updated resources (`contracts/core.md` §6.5).
+const UPDATED_RESOURCES: &str = "io.containerd.cri.v1/UpdatedResources";
 
 impl Pod {
     /// Starts shim and sandbox; on failure nothing is left.
@@ -99,6 +101,21 @@ impl Pod {
         let status = rpc(cx, "Sandbox/SandboxStatus", call, |c| link.sandbox.sandbox_status(c, &ask)).await?;
         let namespaces = status.info.iter().filter_map(|(k, v)| Some((k.strip_prefix("ns.")?.to_owned(), v.clone()))).collect();
         Ok(SandboxHandle { pid: started.pid, namespaces })
+    }
+
+    /// Tells the shim the pod's new resources; most have no use for them, and do not know the call.
+    pub async fn update_sandbox(self: Rc<Self>, cx: Cx, resources: Vec<u8>) -> Result<()> {
+        let link = self.link(&cx).await?;
+        let request = api::UpdateSandboxRequest {
+            sandbox_id: self.id.clone(),
+            resources: Some(Any { type_url: UPDATED_RESOURCES.into(), value: resources }),
+            ..Default::default()
+        };
+        let told = self.ask(rpc(&cx, "Sandbox/UpdateSandbox", self.args.timeouts.call, |c| link.sandbox.update_sandbox(c, &request))).await;
+        match told {
+            Err(f) if f.class == Class::Unimplemented => Ok(()),
+            other => self.watch_for_silence(other.map(drop)),
+        }
     }
 
     /// Ends what runs in the sandbox; the shim stays, so that its containers can still be asked for their ends.

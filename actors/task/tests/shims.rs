@@ -6,7 +6,7 @@ mod bed;
 use bed::fake::{Fake, Says};
 use bed::{Bed, eventually};
 use kernel::{Class, FaultKind};
-use messages::task::{Adopted, Delete, ExecSync, Kill, RemoveSandbox, Start, State, StopSandbox, TaskState, Wait};
+use messages::task::{Adopted, Delete, ExecSync, Kill, RemoveSandbox, Start, State, StopSandbox, TaskState, UpdateSandbox, Wait};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,10 @@ async fn a_pod_from_start_to_nothing_left() {
     let mut all = bed.call(Adopted).await.unwrap();
     all.sort();
     assert_eq!(all, ["c1", "p1"]);
+    bed.call(UpdateSandbox { id: id("p1"), resources: b"{}".to_vec() }).await.unwrap();
+    let told = fake.state.resources.lock().take().unwrap();
+    assert_eq!((told.type_url.as_str(), told.value.as_slice()), ("io.containerd.cri.v1/UpdatedResources", &b"{}"[..]));
+    assert_eq!(bed.call(UpdateSandbox { id: id("other"), resources: vec![] }).await.unwrap_err().class, Class::NotFound);
     fake.exit("c1", 3);
     let exit = bed.call(Wait { id: id("c1") }).await.unwrap();
     assert_eq!((exit.code, exit.witness.as_str()), (3, "wait"));

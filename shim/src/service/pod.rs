@@ -81,6 +81,11 @@ impl sb::Sandbox for Service {
         })
     }
 
+    async fn update_sandbox(&self, _: &Context, _: sb::UpdateSandboxRequest) -> Result<sb::UpdateSandboxResponse> {
+        // The pod's cgroup is the kubelet's, and there is no machine of the pod's own whose size would change.
+        Ok(sb::UpdateSandboxResponse::default())
+    }
+
     async fn ping_sandbox(&self, _: &Context, _: sb::PingRequest) -> Result<sb::PingResponse> {
         Ok(sb::PingResponse::default())
     }

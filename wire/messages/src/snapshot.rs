@@ -92,6 +92,8 @@ pub struct Mounts {
     pub snapshotter: String,
     /// Key.
     pub key: String,
+    /// What is written need not outlive the machine: unmounting then does not wait until the whole disk is written out.
+    pub ephemeral: bool,
 }
 /// Unpacks a compressed layer stream into the active snapshot `key`, without its parent being needed yet, so that layers unpack side by side.
 /// Never escapes the root; answers when all is written (not yet synced).

@@ -139,6 +139,14 @@ pub struct StartSandbox {
     /// Namespaces.
     pub namespaces: PodNamespaces,
 }
+/// Tells the shim the pod's new resources. A shim that does not care is fine.
+#[derive(Clone, Debug)]
+pub struct UpdateSandbox {
+    /// Sandbox id.
+    pub id: String,
+    /// JSON as containerd's `io.containerd.cri.v1/UpdatedResources`: `{"Overhead": …, "Resources": …}`, each CRI's `LinuxContainerResources`.
+    pub resources: Vec<u8>,
+}
 /// Stops what is left in the sandbox; the shim stays until `RemoveSandbox`.
 #[derive(Clone, Debug)]
 pub struct StopSandbox {
@@ -360,6 +368,7 @@ pub struct Adopted;
 kernel::messages! { Tasks = "task" => {
     ProbeUserns -> () as idempotent,
     StartSandbox -> SandboxHandle,
+    UpdateSandbox -> () as idempotent,
     StopSandbox -> () as idempotent,
     RemoveSandbox -> () as idempotent,
     WaitSandbox -> String as idempotent,

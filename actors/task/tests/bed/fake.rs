@@ -35,6 +35,8 @@ pub struct State {
     pub calls: AtomicUsize,
     /// A `traceparent` came with `Task/Create`.
     pub traced: AtomicBool,
+    /// What `UpdateSandbox` brought.
+    pub resources: Mutex<Option<proto::prost_types::Any>>,
 }
 
 pub struct Fake {
@@ -265,6 +267,11 @@ impl Sandbox for State {
         self.answer(cx).await;
         let info = HashMap::from([("ns.ipc".to_owned(), "/proc/7/ns/ipc".to_owned()), ("other".to_owned(), String::new())]);
         Ok(sb::SandboxStatusResponse { pid: 7, info, ..Default::default() })
+    }
+    async fn update_sandbox(&self, cx: &glue::Context, m: sb::UpdateSandboxRequest) -> Result<sb::UpdateSandboxResponse> {
+        self.answer(cx).await;
+        *self.resources.lock() = m.resources;
+        Ok(sb::UpdateSandboxResponse {})
     }
     async fn stop_sandbox(&self, cx: &glue::Context, _: sb::StopSandboxRequest) -> Result<sb::StopSandboxResponse> {
         self.answer(cx).await;
