@@ -41,6 +41,8 @@ use std::time::Duration;
 const IO: Duration = Duration::from_secs(600);
 /// Unpacking ends with its source, whose owner has time-outs of its own.
 const UNPACK: Duration = Duration::from_secs(24 * 3600);
+/// Before a directory is removed: what else its pod's end writes down does not share the disk's journal with it.
+const REST: Duration = Duration::from_secs(1);
 /// Directories that are removed side by side.
 const REMOVALS: usize = 2;
 /// Snapshotters that exist.
@@ -228,6 +230,7 @@ impl World {
         // Without its row nobody finds it any more, so nobody needs to wait for the disk; after a crash it is swept.
         let world = self.clone();
         cx.spawn("remove a snapshot", move |cx| async move {
+            tokio::time::sleep(REST).await;
             let _turn = world.removals.acquire().await;
             if let Err(error) = cx.blocking("remove a snapshot", IO, move || disk::remove(&dir)).await {
                 tracing::warn!(%error, "the directory of a removed snapshot could not be removed yet; the next start does");
