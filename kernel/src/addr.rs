@@ -191,8 +191,11 @@ impl<P: Protocol> Addr<P> {
     /// One delivery. The flag of the error says that the receiving generation died.
     async fn deliver<M: Message<To = P>>(&self, cx: &Cx, entry: &Arc<Entry>, m: M) -> Result<M::Reply, (Fault, bool)> {
         let mut phase = entry.phase.subscribe();
-        if let (_, Phase::Down(why)) = &*phase.borrow() {
-            return Err((Fault::unavailable(format!("{} is down: {why}", entry.name)), false));
+        match &phase.borrow().1 {
+            Phase::Down(why) => return Err((Fault::unavailable(format!("{} is down: {why}", entry.name)), false)),
+            // Nobody takes anything from its mailbox any more.
+            Phase::Gone => return Err((Fault::unavailable(format!("{} was stopped", entry.name)), false)),
+            _ => {}
         }
         let chaos = self.system.chaos().hit(entry.spec.name, M::NAME);
         if let Some(rule) = &chaos {

@@ -45,6 +45,25 @@ async fn a_call_in_flight_that_is_not_idempotent_fails_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_in_flight_to_a_child_that_is_stopped_ends() {
+    let system = testing::system(&[testing::spec("one", 1)]).unwrap();
+    let child = system.spawn_child::<one::Worker>("c", Default::default()).await.unwrap();
+    let op = system.root("test", None, None);
+    let (asleep, ()) = tokio::join!(child.call(&op.cx, one::Sleep(60_000)), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let began = Instant::now();
+        system.stop_child::<one::Proto>("c").await;
+        assert!(began.elapsed() < Duration::from_secs(2), "a child does not wait for what it has begun");
+    });
+    let fault = asleep.unwrap_err();
+    assert_eq!(
+        (fault.class, fault.message.as_str()),
+        (Class::Unavailable, "one/c was stopped"),
+        "and it is not waited for a next generation"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_panic_in_an_operation_is_a_panic_of_the_actor() {
     let system = testing::system(&[testing::spec("one", 1)]).unwrap();
     let one = system.start::<one::Worker>(Default::default()).await.unwrap();

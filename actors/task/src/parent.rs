@@ -133,8 +133,9 @@ async fn remove(cx: &Cx, index: &Index, id: &str) -> Result<()> {
     if removed.is_err() && index.pods.borrow().contains(id) {
         return removed;
     }
-    cx.system().stop_child::<TaskShim>(id).await;
+    // First, so that another removal in flight, which fails when the child stops, sees that there is nothing left to remove.
     index.forget_pod(id);
+    cx.system().stop_child::<TaskShim>(id).await;
     Ok(())
 }
 
