@@ -55,9 +55,9 @@ fn prepare(config: &Config) -> anyhow::Result<()> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     prepare(config)?;
     // Bound before anything starts: a daemon that cannot have its address says so and touches nothing.
-    let cri = front::socket::bind(Path::new(&config.grpc_address()))?;
-    let events = front::socket::bind(Path::new(&config.ttrpc_address()))?;
-    let control = front::socket::bind(Path::new(&config.control_address()))?;
+    let cri = front::socket::bind(Path::new(&config.grpc_address())).await?;
+    let events = front::socket::bind(Path::new(&config.ttrpc_address())).await?;
+    let control = front::socket::bind(Path::new(&config.control_address())).await?;
     let daemon = compose::start(config).await?;
     let system = daemon.system.clone();
     if otlp::start(&system)? {

@@ -17,7 +17,11 @@ const ALONE: usize = 256;
 /// An idle thread ends after this.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Stack of a thread.
+const STACK: usize = 512 << 10;
+
 type Job = Box<dyn FnOnce() + Send>;
+type Outcome<T> = tokio::sync::oneshot::Receiver<Result<T>>;
 
 /// A call under way.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -67,10 +71,8 @@ impl Pool {
         limit: Duration,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (tx, rx) = tokio::sync::oneshot::channel();
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (pool, inside, what) = (self.clone(), cx.clone(), name.clone());
-        self.submit(Box::new(move || pool.perform(id, &inside, what, true, f, tx)));
+        let (id, job, rx) = self.job(cx, name.clone(), true, f);
+        self.submit(job);
         self.outcome(id, name, limit, rx).await
     }
 
@@ -82,26 +84,43 @@ impl Pool {
         limit: Duration,
         f: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let apart = || crate::alone::let_go_of_files().map_err(Fault::from).and_then(|()| f());
+        let (id, job, rx) = self.job(cx, name.clone(), false, apart);
+        self.spawn_alone(job).map_err(|f| f.context(&name))?;
+        self.outcome(id, name, limit, rx).await
+    }
+
+    /// A call as a job for a thread, its number, and where its result comes.
+    fn job<T: Send + 'static>(
+        self: &Arc<Self>,
+        cx: &Cx,
+        name: Cow<'static, str>,
+        pooled: bool,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> (u64, Job, Outcome<T>) {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (pool, inside, what) = (self.clone(), cx.clone(), name.clone());
-        {
-            let mut state = self.state.lock();
-            if state.alone >= ALONE {
-                return Err(Fault::resource_exhausted(format!("{name}: {ALONE} calls that may hang are under way already")));
-            }
-            state.alone += 1;
+        let (pool, inside) = (self.clone(), cx.clone());
+        (id, Box::new(move || pool.perform(id, &inside, name, pooled, f, tx)), rx)
+    }
+
+    fn spawn_alone(self: &Arc<Self>, job: Job) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.alone >= ALONE {
+            return Err(Fault::resource_exhausted(format!("{ALONE} calls that may hang are under way already")));
         }
+        state.alone += 1;
+        drop(state);
+        let pool = self.clone();
         let work = move || {
-            let f = || crate::alone::let_go_of_files().map_err(Fault::from).and_then(|()| f());
-            pool.perform(id, &inside, what, false, f, tx);
+            job();
             pool.state.lock().alone -= 1;
         };
-        if let Err(e) = std::thread::Builder::new().name("troupe-alone".into()).stack_size(256 << 10).spawn(work) {
+        let spawned = std::thread::Builder::new().name("troupe-alone".into()).stack_size(STACK).spawn(work);
+        spawned.map(drop).map_err(|e| {
             self.state.lock().alone -= 1;
-            return Err(Fault::from(e).context(format!("{name}: no thread")));
-        }
-        self.outcome(id, name, limit, rx).await
+            Fault::from(e).context("no thread")
+        })
     }
 
     /// The thread's part.
@@ -131,13 +150,7 @@ impl Pool {
     }
 
     /// The caller's part.
-    async fn outcome<T>(
-        &self,
-        id: u64,
-        name: Cow<'static, str>,
-        limit: Duration,
-        rx: tokio::sync::oneshot::Receiver<Result<T>>,
-    ) -> Result<T> {
+    async fn outcome<T>(&self, id: u64, name: Cow<'static, str>, limit: Duration, rx: Outcome<T>) -> Result<T> {
         // Whoever drops the future gives the call up as much as one whose time is over.
         let mut given_up = GivenUp(self, Some(id));
         match tokio::time::timeout(limit, rx).await {
@@ -169,7 +182,7 @@ impl Pool {
         } else if state.threads < THREADS {
             state.threads += 1;
             let pool = self.clone();
-            if std::thread::Builder::new().name("troupe-block".into()).stack_size(512 << 10).spawn(move || pool.work()).is_err() {
+            if std::thread::Builder::new().name("troupe-block".into()).stack_size(STACK).spawn(move || pool.work()).is_err() {
                 state.threads -= 1;
             }
         }

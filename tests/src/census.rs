@@ -22,8 +22,22 @@ pub struct Census {
     pub interfaces: Vec<String>,
 }
 
-/// Counts everything that belongs to `daemon`, apart from the daemon itself and its images.
+/// Counts everything that belongs to `daemon`, apart from the daemon itself and its images. What is only passing (a CNI plugin that is asked for its
+/// version) is waited out for a moment.
 pub fn take(daemon: &crate::daemon::Daemon) -> Census {
+    let mut last = count(daemon);
+    for _ in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let now = count(daemon);
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}
+
+fn count(daemon: &crate::daemon::Daemon) -> Census {
     let files = walk(&daemon.dir.join("state"), 6);
     let is_bundle = |p: &&PathBuf| p.parent().is_some_and(|d| d.ends_with("k8s.io") || d.ends_with("sandboxes")) && p.is_dir();
     Census {

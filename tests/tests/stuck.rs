@@ -1,10 +1,10 @@
-//! One stuck or crashed thing never blocks another: shims that are silent or dead, a pod's actor that panics.
+//! One stuck or crashed thing never blocks another: shims that are silent or dead, a file system that hangs, a pod's actor that panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use proto::cri::*;
 use std::time::{Duration, Instant};
 use troupe_tests::cri::{Cri, namespaces};
 use troupe_tests::daemon::{Daemon, Options};
-use troupe_tests::{census, registry::Registry};
+use troupe_tests::{census, fuse::Silent, registry::Registry};
 
 /// A daemon with an image, and the census of both.
 async fn bed(chaos: bool) -> (Daemon, Cri, String, census::Census) {
@@ -194,12 +194,70 @@ async fn recovery_does_not_wait_for_one_silent_shim_among_twenty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mount_source_that_hangs_holds_up_its_own_container_only() {
+    let (mut daemon, mut cri, image, before) = bed(false).await;
+    let silent = Silent::mount(&daemon.dir.join("silent")).unwrap();
+    let source = silent.path.display().to_string();
+    let steady = cri.pod("steady", true, &daemon.logs());
+    let steady_pod = cri.run_pod(&steady).await.unwrap();
+    let steady_id = cri.run(&steady_pod, &cri.container("s", &image, &["sleep", "1000"]), &steady).await.unwrap();
+    let pod = cri.pod("hangs", false, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let mut config = cri.container("c", &image, &["true"]);
+    config.mounts.push(Mount { container_path: "/data".into(), host_path: source.clone(), ..Default::default() });
+    let request = || {
+        let body =
+            CreateContainerRequest { pod_sandbox_id: sandbox.clone(), config: Some(config.clone()), sandbox_config: Some(pod.clone()) };
+        let mut request = tonic::Request::new(body);
+        request.set_timeout(Duration::from_secs(3));
+        request
+    };
+    let began = Instant::now();
+    let create = {
+        let (mut cri, request) = (cri.clone(), request());
+        tokio::spawn(async move { cri.runtime.create_container(request).await })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let ops = daemon.cli(&["ops"]).unwrap();
+    assert!(ops.contains(&source) && ops.contains("CreateContainer"), "the operation is listed with its path:\n{ops}");
+    others_go_on(&cri, &daemon, &image, "lively").await;
+    let fault = create.await.unwrap().unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(5), "the deadline is kept: {:?}", began.elapsed());
+    assert_eq!(fault.code(), tonic::Code::DeadlineExceeded);
+    assert!(fault.message().contains(&source), "the error names the path: {}", fault.message());
+    // A retry joins what hangs, and hangs as long as it may.
+    let fault = cri.runtime.create_container(request()).await.unwrap_err();
+    assert_eq!(fault.code(), tonic::Code::DeadlineExceeded, "{fault}");
+    // The pod can go at once, although the call will never return; the thread is listed.
+    let began = Instant::now();
+    cri.drop_pod(&sandbox).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "the removal took {:?}", began.elapsed());
+    let ops = daemon.cli(&["ops"]).unwrap();
+    assert!(ops.contains("given up") && ops.contains(&source), "the thread is listed:\n{ops}");
+    // Not even SIGKILL ends such a thread; the next daemon starts all the same.
+    let old = daemon.kill_without_waiting();
+    let took = daemon.spawn().await.unwrap();
+    println!("with a thread of its predecessor stuck in the kernel, the daemon served after {took:?}");
+    let mut cri = daemon.cri().await.unwrap();
+    assert_eq!(cri.exec(&steady_id, &["echo", "on"], 10).await.unwrap().stdout, b"on\n");
+    others_go_on(&cri, &daemon, &image, "lively").await;
+    cri.drop_pod(&steady_pod).await.unwrap();
+    drop(silent);
+    old.wait();
+    settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_s_crash_costs_no_call_of_another_pod() {
     let (daemon, mut cri, image, before) = bed(true).await;
     let (a, b) = (cri.pod("a", false, &daemon.logs()), cri.pod("b", false, &daemon.logs()));
     let (pod_a, pod_b) = (cri.run_pod(&a).await.unwrap(), cri.run_pod(&b).await.unwrap());
-    let trap = ["sh", "-c", "trap 'sleep 2; exit 7' TERM; while true; do sleep 0.1; done"];
+    let trap = ["sh", "-c", "trap 'sleep 2; exit 7' TERM; touch /tmp/trap; while true; do sleep 0.1; done"];
     let in_b = cri.run(&pod_b, &cri.container("b", &image, &trap), &b).await.unwrap();
+    // The first process of a PID namespace does not hear a signal that it has no handler for.
+    while cri.exec(&in_b, &["test", "-e", "/tmp/trap"], 10).await.unwrap().exit_code != 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     // In flight in pod b: a command that may not be run twice, and a graceful stop.
     let exec = {
         let (mut cri, id) = (cri.clone(), in_b.clone());

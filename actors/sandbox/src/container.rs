@@ -134,7 +134,9 @@ async fn make(
         };
         spec::build(&input).map(|spec| Json::of(&spec))
     };
-    row.spec = cx.run("build the specification", |cx| async move { cx.blocking("build the specification", LOOK, build).await }).await?;
+    // It looks at what a client names: mounts, devices. Alone, for a file system may have stopped answering since its sources were looked at.
+    const BUILD: &str = "build the specification";
+    row.spec = cx.run(BUILD, |cx| async move { cx.blocking_alone(BUILD, LOOK, build).await }).await?;
     row.phase = Phase::Created;
     world.save_container(cx, row).await?;
     world.announce_now(cri::ContainerEventType::ContainerCreatedEvent, &row.id, &row.sandbox_id);

@@ -31,7 +31,7 @@ where
 /// Binds `host:port` or `unix:///path` and serves there until `stop` is done.
 pub async fn serve_at(system: System, address: &str, stop: impl Future<Output = ()>) -> Result<()> {
     if let Some(path) = address.strip_prefix("unix://") {
-        return serve(system, crate::socket::bind(Path::new(path))?, stop).await;
+        return serve(system, crate::socket::bind(Path::new(path)).await?, stop).await;
     }
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address} for metrics"))?;
     serve(system, listener, stop).await

@@ -85,7 +85,7 @@ async fn serve() -> Served {
     let system = kernel::testing::system(&[kernel::testing::spec("events", 0)]).unwrap();
     system.start::<Bus>(()).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let listener = front::socket::bind(&path).unwrap();
+    let listener = front::socket::bind(&path).await.unwrap();
     let server = tokio::spawn(front::control::serve(system, listener, async move { stopped.await.unwrap_or_default() }));
     Served { path, stop, server, _dir: dir }
 }

@@ -80,7 +80,7 @@ async fn daemon() -> Daemon {
     let backend = Arc::new(front::cri::streams::Streams::new(system.clone(), pods.clone()));
     let streams = stream::Server::new(backend, "127.0.0.1:0".parse().unwrap(), Default::default());
     let cri = front::cri::Cri::new(system.clone(), pods.clone(), Arc::default(), about, streams).unwrap();
-    let listener = front::socket::bind(&path).unwrap();
+    let listener = front::socket::bind(&path).await.unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(front::cri::serve(cri, listener, async move { stopped.await.unwrap_or_default() }));
     let channel = Endpoint::try_from(format!("unix://{}", path.display())).unwrap().connect().await.unwrap();

@@ -43,7 +43,7 @@ async fn a_forwarded_event_is_on_the_bus_when_the_shim_gets_its_answer() {
     let system = kernel::testing::system(&[kernel::testing::spec("events", 0)]).unwrap();
     system.start::<Bus>(Arc::new(Mutex::new(tell))).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let listener = front::socket::bind(&path).unwrap();
+    let listener = front::socket::bind(&path).await.unwrap();
     let server = tokio::spawn(front::events::serve(system, listener, async move { stopped.await.unwrap_or_default() }));
 
     let client = Client::new(Connection::connect(&format!("unix://{}", path.display())).await.unwrap());
