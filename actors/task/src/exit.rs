@@ -17,6 +17,8 @@ use std::time::Duration;
 const KILLED: u32 = 137;
 /// A shim that has just answered has the reason of an exit at hand; on a busy machine it may take its time all the same.
 const REASON: Duration = Duration::from_secs(5);
+/// A shim that was killed with its pod ends at the same time, but not in the same instant.
+const DEAD: Duration = Duration::from_millis(100);
 /// Nobody knows.
 pub const UNKNOWN: u32 = 255;
 
@@ -103,11 +105,22 @@ impl Pod {
             answer => {
                 if answer.is_err() {
                     self.suspect.notify_one();
+                    // The clean-up after a dead shim learns more from its binary than this witness knows.
+                    if self.shim_is_dead().await && tokio::time::timeout(self.args.timeouts.load, c.wait()).await.is_ok() {
+                        return;
+                    }
                 }
                 self.lose(cx, c, c.lost(if c.killed.get() { KILLED } else { UNKNOWN }, "pidfd")).await;
             }
         }
         self.announce_later(cx, c);
+    }
+
+    async fn shim_is_dead(&self) -> bool {
+        match Process::open(self.shim_pid.get()) {
+            Ok(shim) => shim.ended_within(DEAD).await,
+            Err(_) => self.shim_pid.get() != 0,
+        }
     }
 
     /// Did the container's cgroup see an OOM kill? Asked before `Delete`, while the cgroup is there.
