@@ -107,7 +107,8 @@ async fn a_plugin_that_hangs_in_one_pod_while_20_others_start() {
     }
     assert_eq!(ips.len(), 20, "each has an address of its own: {ips:?}");
     let refused = hanging.await.unwrap().unwrap_err();
-    assert!(refused.message().contains("hang"), "the error names the plugin: {refused}");
+    // What hangs was shown by `ops`; the error names one of the two steps that went on side by side.
+    assert_eq!(refused.code(), tonic::Code::DeadlineExceeded, "{refused}");
     for id in &others {
         cri.drop_pod(id).await.unwrap();
     }
@@ -177,6 +178,13 @@ async fn a_pod_that_cannot_be_undone_is_shown_and_another_one_takes_its_place() 
     std::fs::write(&flag, "").unwrap();
     let id = cri.run_pod(&pod).await.unwrap();
     assert_eq!(pod_status(&mut cri, &id).await.state, PodSandboxState::SandboxReady as i32);
+    // The release that was to be tried again in the background finds the pod alive, and leaves it its network.
+    let end = Instant::now() + Duration::from_secs(20);
+    while daemon.cli(&["ops"]).unwrap().contains("release a pod's network") {
+        assert!(Instant::now() < end, "the release goes on without end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(census::take(&daemon).addresses.len(), 1, "the pod has its address");
     cri.drop_pod(&id).await.unwrap();
     settle(&daemon, &before).await;
 }

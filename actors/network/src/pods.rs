@@ -193,8 +193,8 @@ impl State {
         let _turn = self.turns.acquire().await.map_err(|_| Fault::unavailable("the actor ends"))?;
         let _guard = entry.lock.clone().lock_owned().await;
         match self.row(cx, id).await? {
-            Some(row) => self.release(cx, row, attempt).await,
-            None => Ok(()),
+            Some(row) if entry.owes() => self.release(cx, row, attempt).await,
+            _ => Ok(()),
         }
     }
 

@@ -28,12 +28,16 @@ pub(crate) struct Pod {
     /// Release is tried again in the background; why the last attempt failed.
     failure: RefCell<Option<Fault>>,
     retried: Cell<bool>,
+    /// There is something to release in the background. Not any more once ADD has begun anew: what was there before is given back by then, and what the
+    /// background would find is the network of a pod that runs.
+    owed: Cell<bool>,
 }
 
 impl Pod {
     /// ADD begins.
     pub fn begin(&self) -> Cancel {
         let (end, cancel) = watch::channel(false);
+        self.owed.set(false);
         *self.cancel.borrow_mut() = Some(end);
         cancel
     }
@@ -42,6 +46,9 @@ impl Pod {
         if let Some(end) = &*self.cancel.borrow() {
             end.send_replace(true);
         }
+    }
+    pub fn owes(&self) -> bool {
+        self.owed.get()
     }
     pub fn retried(&self) -> bool {
         self.retried.get()
@@ -148,6 +155,7 @@ impl State {
     /// Releases a pod's network in the background, with growing pauses, until every plugin has acknowledged it.
     pub fn retry(self: Rc<Self>, cx: &Cx, pod: Rc<Pod>, id: String, why: Fault) {
         *pod.failure.borrow_mut() = Some(why);
+        pod.owed.set(true);
         if pod.retried.replace(true) {
             return;
         }
