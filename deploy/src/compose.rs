@@ -1,5 +1,5 @@
 //! The composition root: every actor gets what it needs, from the bottom up. Nothing else in the house knows all of them.
-use crate::config::schema::{Config, duration};
+use crate::config::schema::{Config, duration, kernel};
 use crate::manifest::MANIFEST;
 use crate::settings;
 use kernel::System;
@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use troupe_image::registry;
+
+/// Kernel from which overlays can be volatile (`volatile` in the kernel's `overlayfs.rst`).
+const VOLATILE: (u32, u32) = (5, 10);
 
 /// Networks of an earlier boot's pods that are released side by side: each is some processes.
 const NETWORK_TURNS: usize = 4;
@@ -42,7 +45,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Daemon> {
     let events = system.start::<troupe_events::EventsActor>(troupe_events::Bus::default()).await?;
     let content = system.start::<troupe_content::ContentActor>(troupe_content::Args::new(root, store.clone())).await?;
     let default = plugins.images.snapshotter.clone();
-    let snapshots = troupe_snapshot::Args { root: root.into(), default: default.clone(), store: store.clone() };
+    let volatile = kernel() >= VOLATILE;
+    let snapshots = troupe_snapshot::Args { root: root.into(), volatile, default: default.clone(), store: store.clone() };
     let snapshots = system.start::<troupe_snapshot::SnapshotActor>(snapshots).await?;
     let network = system.start::<troupe_network::NetworkActor>(network(config, &system, store.clone())?).await?;
     let images = Arc::new(image::View::default());

@@ -1,5 +1,6 @@
 //! A census: what of a daemon is on the machine. After everything is removed, nothing may be left.
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What was counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Census {
 pub fn take(daemon: &crate::daemon::Daemon) -> Census {
     let mut last = count(daemon);
     for _ in 0..50 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
         let now = count(daemon);
         if now == last {
             break;
@@ -35,6 +36,15 @@ pub fn take(daemon: &crate::daemon::Daemon) -> Census {
         last = now;
     }
     last
+}
+
+/// Gives what goes on in the background up to `limit`; then the census must be what it was.
+pub async fn settle(daemon: &crate::daemon::Daemon, before: &Census, limit: Duration, what: &str) {
+    let end = Instant::now() + limit;
+    while take(daemon) != *before && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(take(daemon), *before, "{what}");
 }
 
 fn count(daemon: &crate::daemon::Daemon) -> Census {

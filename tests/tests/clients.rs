@@ -21,11 +21,7 @@ async fn bed_with(options: Options) -> (Daemon, Cri, String, census::Census) {
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while census::take(daemon) != *before && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(census::take(daemon), *before);
+    census::settle(daemon, before, Duration::from_secs(10), "what is left").await;
 }
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {

@@ -138,11 +138,7 @@ fn hops(daemon: &Daemon, trace: &str) -> Vec<(String, String)> {
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census, what: &str) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while census::take(daemon) != *before && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(census::take(daemon), *before, "{what}");
+    census::settle(daemon, before, Duration::from_secs(10), what).await;
 }
 
 /// The calls of a life in which `calls` are tried: where a pod's end is, its container still runs.

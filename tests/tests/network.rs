@@ -56,11 +56,7 @@ async fn stop(cri: &mut Cri, id: &str) -> Result<(), tonic::Status> {
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while census::take(daemon) != *before && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(census::take(daemon), *before);
+    census::settle(daemon, before, Duration::from_secs(20), "what is left").await;
 }
 
 fn metrics(daemon: &Daemon) -> String {

@@ -67,11 +67,7 @@ async fn whole_life(options: Options, host_network: bool) {
 
 /// Gives background removal a moment, then the census must be what it was.
 async fn settle(daemon: &Daemon, before: &census::Census) {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while census::take(daemon) != *before && std::time::Instant::now() < end {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    assert_eq!(census::take(daemon), *before);
+    census::settle(daemon, before, std::time::Duration::from_secs(5), "what is left").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

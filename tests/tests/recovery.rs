@@ -281,11 +281,7 @@ async fn a_full_disk_refuses_what_is_new_and_lets_everything_go() {
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census) {
-    let end = Instant::now() + Duration::from_secs(5);
-    while census::take(daemon) != *before && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(census::take(daemon), *before);
+    census::settle(daemon, before, Duration::from_secs(5), "what is left").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

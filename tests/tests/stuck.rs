@@ -42,11 +42,7 @@ fn silence(daemon: &Daemon, sandbox: &str) {
 }
 
 async fn settle(daemon: &Daemon, before: &census::Census) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while census::take(daemon) != *before && Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(census::take(daemon), *before);
+    census::settle(daemon, before, Duration::from_secs(10), "what is left").await;
 }
 
 /// A whole life of another pod, which must not be held up.

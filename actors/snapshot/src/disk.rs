@@ -95,13 +95,6 @@ pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
     mount("overlay", Path::new("overlay"), options)
 }
 
-/// Has this kernel overlays that are not synced (5.10)?
-pub fn knows_volatile() -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(5), Some(10))
-}
-
 /// A volatile overlay leaves a mark, and is not mounted again while that is there: after a crash its data may be gone. Here the machine has not
 /// crashed since, or nobody has used it yet.
 pub fn forget_mount(dir: &Path) -> Result<()> {

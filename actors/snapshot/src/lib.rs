@@ -53,6 +53,8 @@ const KNOWN: &[&str] = &["overlayfs", "native"];
 pub struct Args {
     /// Root directory of the daemon.
     pub root: PathBuf,
+    /// This kernel has overlays that are not synced when they are unmounted.
+    pub volatile: bool,
     /// Snapshotter for requests that name none.
     pub default: String,
     /// The store.
@@ -120,7 +122,7 @@ impl World {
     async fn mounts_of(&self, cx: &Cx, m: messages::snapshot::Mounts) -> Result<Vec<Mount>> {
         let s = self.find(&m.snapshotter, &m.key)?;
         let mut mounts = self.mounts(&s)?;
-        if m.ephemeral && s.kind == Kind::Active && disk::knows_volatile() {
+        if m.ephemeral && s.kind == Kind::Active && self.args.volatile {
             let overlays = mounts.iter_mut().filter(|m| m.fs_type == "overlay");
             if overlays.map(|m| m.options.insert(0, "volatile".into())).count() > 0 {
                 let dir = self.dir(&s);
