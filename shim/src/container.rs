@@ -7,7 +7,7 @@ use crate::runtime::Runtime;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// One process.
 #[derive(Clone)]
@@ -24,12 +24,31 @@ pub struct Process {
     pub spec: Vec<u8>,
     /// Its end.
     pub exit: watch::Sender<Option<Exit>>,
+    /// Tells whoever is starting it.
+    pub unwanted: Arc<Notify>,
 }
 
 impl Process {
     /// Not started yet.
     pub fn new(targets: Targets, spec: Vec<u8>) -> Process {
-        Process { pid: 0, started: false, targets, streamed: Streamed::default(), spec, exit: watch::channel(None).0 }
+        Process {
+            pid: 0,
+            started: false,
+            targets,
+            streamed: Streamed::default(),
+            spec,
+            exit: watch::channel(None).0,
+            unwanted: Arc::default(),
+        }
+    }
+    /// Whoever is starting it need not go on.
+    pub fn give_up(&self) {
+        self.unwanted.notify_waiters();
+    }
+    /// Somebody wants it deleted.
+    pub async fn unwanted(&self) -> &'static str {
+        self.unwanted.notified().await;
+        "it is being deleted"
     }
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Exit> {

@@ -22,6 +22,7 @@ mod stage;
 mod steps;
 mod systemd;
 
+use crate::group::Group;
 pub use launch::delete;
 use nix::sys::socket::{AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair};
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ const LARGEST: usize = 16 << 10;
 /// One step.
 #[derive(Default)]
 pub struct Request {
-    /// `create`, `start`, `exec`, `delete`, `pause`, `resume`, `update`.
+    /// `create`, `start`, `exec`, `delete`, `give back` (delete without hooks), `pause`, `resume`, `checkpoint`, `update`.
     pub step: String,
     /// Container.
     pub id: String,
@@ -94,7 +95,7 @@ impl Engine {
         Ok(Engine(Arc::new(ours)))
     }
 
-    /// One step; answers a pid where the step makes a process.
+    /// One step; answers a pid where the step makes a process. Whoever does not wait for its end ends it.
     pub async fn ask(&self, request: &Request, fds: Vec<OwnedFd>) -> io::Result<u32> {
         let (answer, theirs) = UnixStream::pair()?;
         answer.set_nonblocking(true)?;
@@ -106,10 +107,14 @@ impl Engine {
         };
         send().map_err(|e| io::Error::other(format!("the engine is gone: {e}")))?;
         drop((theirs, fds));
-        // One line: the container's init holds the worker's descriptors until it runs its program, so an end of file would come too late.
-        let mut text = String::new();
-        tokio::io::BufReader::new(tokio::net::UnixStream::from_std(answer)?).read_line(&mut text).await?;
-        let told: Value = serde_json::from_str(&text).map_err(|_| io::Error::other(format!("the engine died in {}", request.step)))?;
+        // Lines: the container's init holds the worker's descriptors until it runs its program, so an end of file would come too late.
+        let mut lines = tokio::io::BufReader::new(tokio::net::UnixStream::from_std(answer)?).lines();
+        let died = || io::Error::other(format!("the engine died in {}", request.step));
+        let worker: u32 = lines.next_line().await?.and_then(|pid| pid.parse().ok()).ok_or_else(died)?;
+        let mut worker = Group::of(worker);
+        let text = lines.next_line().await?.ok_or_else(died)?;
+        worker.ended();
+        let told: Value = serde_json::from_str(&text).map_err(|_| died())?;
         match told["error"].as_str() {
             Some(error) => Err(io::Error::other(error.to_owned())),
             None => Ok(told["pid"].as_u64().unwrap_or_default() as u32),
@@ -136,13 +141,17 @@ fn serve(from: &OwnedFd) {
             set_child_flags(0);
             let mut fds = fds.into_iter();
             if let Some(answer) = fds.next() {
+                let mut answer = UnixStream::from(answer);
+                // A group of its own: whoever gives the step up ends all of it, a hook that hangs included.
+                let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
+                let _ = answer.write_all(format!("{}\n", std::process::id()).as_bytes());
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| steps::work(&body[..length], fds)));
                 let done = done.unwrap_or_else(|_| Err(io::Error::other("the engine panicked")));
                 let told = match done {
                     Ok(pid) => json!({"pid": pid}),
                     Err(e) => json!({"error": e.to_string()}),
                 };
-                let _ = UnixStream::from(answer).write_all(format!("{told}\n").as_bytes());
+                let _ = answer.write_all(format!("{told}\n").as_bytes());
             }
             // SAFETY: ends this worker without running what the server registered at exit.
             unsafe { libc::_exit(0) };

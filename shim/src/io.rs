@@ -221,7 +221,7 @@ impl Wiring {
 }
 
 /// All of them, side by side.
-async fn together(all: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
+pub async fn together(all: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
     let mut set = tokio::task::JoinSet::new();
     for one in all {
         set.spawn(one);

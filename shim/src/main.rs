@@ -11,6 +11,7 @@ mod container;
 mod engine;
 mod events;
 mod family;
+mod group;
 mod idmap;
 mod io;
 mod log;
@@ -25,6 +26,7 @@ mod service;
 mod spans;
 mod sys;
 mod userns;
+mod whole;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -17,12 +17,14 @@ pub struct Sandbox {
     _alive: Option<PipeWriter>,
     /// Created.
     pub at: std::time::SystemTime,
+    /// Before anything of it was.
+    pub born: std::time::Instant,
 }
 
 impl Sandbox {
     /// Makes what `wish` (JSON, see `messages::task::PodNamespaces`) asks for.
     pub fn make(wish: &Value) -> io::Result<Sandbox> {
-        let mut wish = wish.clone();
+        let (mut wish, born) = (wish.clone(), std::time::Instant::now());
         let pipe = if wish["pid"] == "pod" { Some(io::pipe()?) } else { None };
         if let Some((theirs, _)) = &pipe {
             wish["alive"] = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_raw_fd()).into();
@@ -30,7 +32,7 @@ impl Sandbox {
         // A thread of its own: namespaces belong to threads, and this one ends.
         let made = std::thread::Builder::new().name("namespaces".into()).stack_size(128 << 10).spawn(move || in_thread(&wish))?;
         let (held, init) = made.join().map_err(|_| io::Error::other("the namespaces' thread died"))??;
-        Ok(Sandbox { held, init, _alive: pipe.map(|(_, ours)| ours), at: std::time::SystemTime::now() })
+        Ok(Sandbox { held, init, _alive: pipe.map(|(_, ours)| ours), at: std::time::SystemTime::now(), born })
     }
     /// Paths to join, by OCI type.
     pub fn paths(&self) -> BTreeMap<String, String> {

@@ -1,6 +1,6 @@
 //! The server process: one thread, ttrpc on the listener that `start` bound.
 use crate::bootstrap::Flags;
-use crate::{events, reaper, service, sys};
+use crate::{events, reaper, service, sys, whole};
 use std::io;
 use std::sync::Arc;
 
@@ -23,6 +23,7 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         let mut routes = proto::task::serve_both(service.clone());
         routes.extend(proto::sandbox::serve(service.clone()));
         routes.extend(proto::shim::serve(service));
+        let routes = whole::whole(routes, &["Wait", "WaitSandbox"]);
         let listener = tokio::net::UnixListener::from_std(listener)?;
         let incoming = futures_listener(listener);
         let listener = proto::ttrpc::r#async::transport::Listener::new(incoming);

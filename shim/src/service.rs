@@ -11,6 +11,8 @@ use crate::runtime::{Checkpoint, Runtime, Wish};
 use crate::sandbox::Sandbox;
 use crate::spans::{Origin, Spans};
 use crate::{family, mounts, owner, sys};
+use births::Births;
+use patience::step;
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::task::*;
@@ -18,10 +20,14 @@ use proto::ttrpc::{Code, Result};
 use proto::{events, types};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::watch;
 
+mod births;
+mod patience;
 mod pod;
 
 /// The file of a bundle that tells what its log was given, six little-endian numbers; the daemon reads it.
@@ -31,6 +37,7 @@ const LOG_COUNTERS: &str = "log-counters";
 pub struct Service {
     namespace: String,
     containers: Mutex<BTreeMap<String, Container>>,
+    births: Births,
     sandbox: Mutex<Option<Sandbox>>,
     stopped: watch::Sender<Option<Exit>>,
     engine: Engine,
@@ -54,6 +61,7 @@ impl Service {
         Service {
             namespace: flags.namespace.clone(),
             containers: Mutex::default(),
+            births: Births::default(),
             sandbox: Mutex::default(),
             stopped: watch::channel(None).0,
             engine,
@@ -79,8 +87,15 @@ impl Service {
         Ok((container, process))
     }
     /// Watches a started process to its end.
-    fn watch(&self, id: &str, exec_id: &str, pid: u32, wiring: Wiring, tell: watch::Sender<Option<Exit>>, container: Container) {
-        let ended = self.reaper.wait(pid);
+    fn watch(
+        &self,
+        (id, exec_id): (&str, &str),
+        (pid, born): (u32, Instant),
+        wiring: Wiring,
+        tell: watch::Sender<Option<Exit>>,
+        container: Container,
+    ) {
+        let ended = self.reaper.wait(pid, born);
         let (events, id, exec_id) = (self.events.clone(), id.to_owned(), exec_id.to_owned());
         tokio::spawn(async move {
             let init = exec_id.is_empty();
@@ -109,9 +124,10 @@ impl Service {
 #[async_trait]
 impl Task for Service {
     async fn create(&self, cx: &Context, m: CreateTaskRequest) -> Result<CreateTaskResponse> {
-        if self.all().contains_key(&m.id) {
+        let birth = self.births.begin(&m.id);
+        let Some(birth) = birth.filter(|_| !self.all().contains_key(&m.id)) else {
             return Err(fault(Code::ALREADY_EXISTS, format!("container {:?} exists", m.id)));
-        }
+        };
         let origin = Origin::of(cx);
         let (bundle, rootfs) = (PathBuf::from(&m.bundle), PathBuf::from(&m.bundle).join("rootfs"));
         let text = std::fs::read(bundle.join("config.json")).map_err(failed("read config.json"))?;
@@ -131,6 +147,7 @@ impl Task for Service {
         let mounted = self.spans.time(&origin, "mount rootfs", &m.id, mounting).await;
         mounted.map_err(failed("mount the root file system")).inspect_err(|_| drop(mounts::unmount(&rootfs)))?;
         let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
+        let (name, born) = (format!("create container {}", m.id), Instant::now());
         let made = async {
             let mut wiring = Wiring::open(&targets)?;
             let io = wiring.child.take().ok_or_else(|| std::io::Error::other("streams are used up"))?;
@@ -142,12 +159,12 @@ impl Task for Service {
             }
             std::io::Result::Ok((pid, wiring))
         };
-        let (pid, wiring) = match made.await {
+        let (pid, wiring) = match step(cx, (&name, &runtime, &bundle), made, birth.unwanted()).await {
             Ok(made) => made,
-            Err(e) => {
+            Err(fault) => {
                 let _ = runtime.delete(&m.id, &bundle).await;
                 let _ = mounts::unmount(&rootfs);
-                return Err(fault(Code::UNKNOWN, format!("create container {}: {e}", m.id)));
+                return Err(fault);
             }
         };
         let spaces = config.pointer("/linux/namespaces").and_then(|n| n.as_array()).cloned().unwrap_or_default();
@@ -156,7 +173,7 @@ impl Task for Service {
         let (execs, cgroup) = (BTreeMap::new(), Cgroup::of(pid));
         let container = Container { bundle, runtime, init, execs, cgroup, maps, paused: false, own_pids, deleting: Arc::default() };
         self.all().insert(m.id.clone(), container.clone());
-        self.watch(&m.id, "", pid, wiring, container.init.exit.clone(), container);
+        self.watch((&m.id, ""), (pid, born), wiring, container.init.exit.clone(), container);
         self.events
             .publish("/tasks/create", proto::any(&events::TaskCreate { container_id: m.id, bundle: m.bundle, pid, ..Default::default() }));
         Ok(CreateTaskResponse { pid })
@@ -166,8 +183,8 @@ impl Task for Service {
         let (container, process) = self.process(&m.id, &m.exec_id)?;
         let origin = Origin::of(cx);
         if m.exec_id.is_empty() {
-            let starting = container.runtime.start(&m.id, &container.bundle);
-            self.spans.time(&origin, "runtime.start", &m.id, starting).await.map_err(failed("start"))?;
+            let starting = self.spans.time(&origin, "runtime.start", &m.id, container.runtime.start(&m.id, &container.bundle));
+            step(cx, ("start", &container.runtime, &container.bundle), starting, process.unwanted()).await?;
             if let Some(c) = self.all().get_mut(&m.id) {
                 c.init.started = true;
             }
@@ -177,18 +194,20 @@ impl Task for Service {
         if container.init.ended().is_some() {
             return Err(fault(Code::FAILED_PRECONDITION, format!("container {:?} has ended", m.id)));
         }
+        let born = Instant::now();
         let mut wiring = Wiring::open(&process.targets).map_err(failed("open the streams"))?;
         let Some(io) = wiring.child.take() else { return Err(fault(Code::INTERNAL, "streams are used up")) };
         owner::give(&io, &serde_json::from_slice(&process.spec).unwrap_or_default(), &container.maps);
         let running = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, io);
-        let pid = self.spans.time(&origin, "runtime.exec", &m.id, running).await.map_err(failed("exec"))?;
+        let running = self.spans.time(&origin, "runtime.exec", &m.id, running);
+        let pid = step(cx, ("exec", &container.runtime, &container.bundle), running, process.unwanted()).await?;
         wiring.connect().map_err(failed("take the terminal over"))?;
         match self.all().get_mut(&m.id).and_then(|c| c.execs.get_mut(&m.exec_id)) {
             Some(p) => (p.pid, p.started, p.streamed) = (pid, true, wiring.streamed.clone()),
             // Its caller gave up and deleted it while it was being started: nobody else would end it.
             None => drop(sys::kill(pid, libc::SIGKILL as u32)),
         }
-        self.watch(&m.id, &m.exec_id, pid, wiring, process.exit.clone(), container);
+        self.watch((&m.id, &m.exec_id), (pid, born), wiring, process.exit.clone(), container);
         self.events.publish("/tasks/exec-started", proto::any(&events::TaskExecStarted { container_id: m.id, exec_id: m.exec_id, pid }));
         Ok(StartResponse { pid })
     }
@@ -264,11 +283,15 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &Context, m: DeleteRequest) -> Result<DeleteResponse> {
+        // Of a create whose caller is gone: what it makes is deleted, too.
+        self.births.over(&m.id).await;
         let (container, process) = self.process(&m.id, &m.exec_id)?;
         if process.ended().is_none() && process.started {
             return Err(fault(Code::FAILED_PRECONDITION, format!("process of container {:?} still runs", m.id)));
         }
+        process.give_up();
         if m.exec_id.is_empty() {
+            container.execs.values().for_each(Process::give_up);
             let _one = container.deleting.lock().await;
             self.find(&m.id)?;
             container.runtime.delete(&m.id, &container.bundle).await.map_err(failed("delete"))?;
@@ -298,7 +321,7 @@ impl Task for Service {
         Ok(PidsResponse { processes: processes.collect() })
     }
 
-    async fn checkpoint(&self, _: &Context, m: CheckpointTaskRequest) -> Result<()> {
+    async fn checkpoint(&self, cx: &Context, m: CheckpointTaskRequest) -> Result<()> {
         let container = self.find(&m.id)?;
         let options: proto::runc_options::CheckpointOptions = m.options.as_ref().and_then(proto::from_any).unwrap_or_default();
         let wish = Checkpoint {
@@ -310,17 +333,18 @@ impl Task for Service {
             terminal: options.terminal,
             file_locks: options.file_locks,
         };
-        container.runtime.checkpoint(&m.id, &container.bundle, &wish).await.map_err(failed("checkpoint"))?;
+        let writing = container.runtime.checkpoint(&m.id, &container.bundle, &wish);
+        step(cx, ("checkpoint", &container.runtime, &container.bundle), writing, pending()).await?;
         self.events.publish("/tasks/checkpointed", proto::any(&events::TaskCheckpointed { container_id: m.id, checkpoint: String::new() }));
         Ok(())
     }
 
-    async fn pause(&self, _: &Context, m: PauseRequest) -> Result<()> {
-        self.freeze(&m.id, true).await
+    async fn pause(&self, cx: &Context, m: PauseRequest) -> Result<()> {
+        self.freeze(cx, &m.id, true).await
     }
 
-    async fn resume(&self, _: &Context, m: ResumeRequest) -> Result<()> {
-        self.freeze(&m.id, false).await
+    async fn resume(&self, cx: &Context, m: ResumeRequest) -> Result<()> {
+        self.freeze(cx, &m.id, false).await
     }
 
     async fn close_io(&self, _: &Context, m: CloseIoRequest) -> Result<()> {
@@ -336,10 +360,11 @@ impl Task for Service {
         process.streamed.resize(m.width, m.height).map_err(failed("resize the terminal"))
     }
 
-    async fn update(&self, _: &Context, m: UpdateTaskRequest) -> Result<()> {
+    async fn update(&self, cx: &Context, m: UpdateTaskRequest) -> Result<()> {
         let container = self.find(&m.id)?;
         let resources = m.resources.unwrap_or_default().value;
-        container.runtime.update(&m.id, &container.bundle, &resources).await.map_err(failed("update"))
+        let updating = container.runtime.update(&m.id, &container.bundle, &resources);
+        step(cx, ("update", &container.runtime, &container.bundle), updating, pending()).await
     }
 
     async fn stats(&self, _: &Context, m: StatsRequest) -> Result<StatsResponse> {
@@ -360,9 +385,10 @@ impl Task for Service {
 }
 
 impl Service {
-    async fn freeze(&self, id: &str, pause: bool) -> Result<()> {
+    async fn freeze(&self, cx: &Context, id: &str, pause: bool) -> Result<()> {
         let container = self.find(id)?;
-        container.runtime.freeze(id, &container.bundle, pause).await.map_err(failed("freeze"))?;
+        let freezing = container.runtime.freeze(id, &container.bundle, pause);
+        step(cx, ("freeze", &container.runtime, &container.bundle), freezing, pending()).await?;
         if let Some(c) = self.all().get_mut(id) {
             c.paused = pause;
         }

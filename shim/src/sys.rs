@@ -45,11 +45,14 @@ pub fn prepare() {
     }
 }
 
-/// Reaps one child that has ended: pid and exit code (128 + signal).
-pub fn reap() -> Option<(u32, u32)> {
+/// Any child.
+pub const ANY: i32 = -1;
+
+/// Reaps one child that has ended, of those that `which` names as waitpid(2) has it: pid and exit code (128 + signal).
+pub fn reap(which: i32) -> Option<(u32, u32)> {
     let mut status = 0;
     // SAFETY: `status` is valid for writing.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    let pid = unsafe { libc::waitpid(which, &mut status, libc::WNOHANG) };
     if pid <= 0 {
         return None;
     }
@@ -64,6 +67,28 @@ pub fn kill(pid: u32, signal: u32) -> io::Result<()> {
     }
     // SAFETY: kill(2) touches no memory.
     if unsafe { libc::kill(pid as i32, signal as i32) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// How far above a process an ancestor is looked for.
+const GENERATIONS: usize = 8;
+
+/// Does a living process descend from this one? `None`: there is no such process.
+pub fn is_ours(pid: u32) -> Option<bool> {
+    let parent = |pid: u32| -> Option<u32> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the parenthesised name: state, parent.
+        text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let first = parent(pid)?;
+    Some(std::iter::successors(Some(first), |p| parent(*p)).take(GENERATIONS).any(|p| p == std::process::id()))
+}
+
+/// Kills a process group.
+pub fn kill_group(leader: u32) {
+    if leader > 1 {
+        // SAFETY: kill(2) touches no memory.
+        unsafe { libc::kill(-(leader as i32), libc::SIGKILL) };
+    }
 }
 
 /// Seconds that local time is ahead of UTC at a moment.

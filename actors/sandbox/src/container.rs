@@ -239,7 +239,13 @@ pub async fn start(world: &Rc<World>, cx: &Cx, id: &str) -> Result<()> {
     }
     row.phase = Phase::Starting;
     world.save_container(cx, &row).await?;
-    match launch(world, cx, &row).await {
+    let mut ending = world.ending.subscribe();
+    let launched = tokio::select! {
+        launched = launch(world, cx, &row) => launched,
+        // A runtime may take its time, or hang: whoever wants the pod gone does not wait for it. What it has begun is deleted.
+        _ = ending.wait_for(|n| *n > 0) => Err(Fault::unavailable("the pod is being stopped")),
+    };
+    match launched {
         Ok(pid) => {
             (row.phase, row.pid, row.started_ns) = (Phase::Running, pid, now_ns());
             world.save_container(cx, &row).await?;

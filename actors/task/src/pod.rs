@@ -149,7 +149,8 @@ impl Pod {
         {
             self.suspect.notify_one();
         }
-        result.map_err(|f| f.context(format!("pod {}", self.id)))
+        let which = format!("pod {}", self.id);
+        result.map_err(|f| if f.message.starts_with(&which) { f } else { f.context(which) })
     }
     /// A call that fails early when its shim turns out to be deaf, or ends, meanwhile.
     pub async fn ask<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {

@@ -207,8 +207,8 @@ pub fn exec(request: &Request, process: &Path, streams: &[OwnedFd], executor: Bo
     ready
 }
 
-/// Deletes a container, killing what is left of it. Whoever died may have left any part of it: each is given back by itself.
-pub fn delete(root: &Path, id: &str, bundle: &Path) -> io::Result<()> {
+/// Deletes a container, killing what is left of it. Whoever died may have left any part of it: each is given back by itself. Its hooks run if `hooked`.
+pub fn delete(root: &Path, id: &str, bundle: &Path, hooked: bool) -> io::Result<()> {
     let dir = root.join(id);
     let (container, config) = (Container::load(dir.clone()).ok(), YoukiConfig::load(&dir).ok());
     let living = container.iter().filter(|c| c.status() != ContainerStatus::Stopped).filter_map(Container::pid);
@@ -224,7 +224,7 @@ pub fn delete(root: &Path, id: &str, bundle: &Path) -> io::Result<()> {
         cleanup_intel_rdt(made, monitored, c.clean_up_intel_rdt_subdirectory(), c.id()).map_err(told)
     });
     emptied.and(closed)?;
-    if let (Some(container), Some(config)) = (&container, &config) {
+    if let (Some(container), Some(config), true) = (&container, &config, hooked) {
         let hooks = config.hooks.as_ref().and_then(|h| h.poststop().as_ref());
         // The specification wants a failing hook to be no obstacle here.
         let _ = run_hooks(hooks, Some(&container.state), None, None, None);

@@ -121,7 +121,12 @@ impl Place {
     /// Kills what is in it, and removes it with all below it.
     pub fn remove(&self) -> io::Result<()> {
         match &self.way {
-            Way::Tasks(dirs) => dirs.iter().try_for_each(|dir| clear(dir)),
+            Way::Tasks(dirs) => {
+                // Another runtime places its containers in these, too, and its containers may have come to us.
+                let elsewhere = mounted(|options| !is_controller(options))?.into_iter().map(|root| below(&root, &self.config.cgroup_path));
+                let elsewhere: Vec<PathBuf> = elsewhere.filter(|dir| dir.is_dir()).collect();
+                dirs.iter().chain(&elsewhere).try_for_each(|dir| clear(dir))
+            }
             Way::Clone(dir) => clear(dir),
         }
     }
@@ -178,12 +183,22 @@ pub fn below(root: &Path, path: &Path) -> PathBuf {
 
 /// Mount points of version 1's hierarchies; controllers that share one name it once.
 pub fn hierarchies() -> io::Result<Vec<PathBuf>> {
+    mounted(is_controller)
+}
+
+/// Is a hierarchy with these mount options a controller's? Others have a name, or are version 2's beside version 1.
+fn is_controller(options: &str) -> bool {
+    options.split(',').any(|o| CONTROLLERS.contains(&o))
+}
+
+/// Mount points of those hierarchies of cgroups whose options are `wanted`.
+fn mounted(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut all: Vec<PathBuf> = Vec::new();
     for line in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
         let Some((place, kind)) = line.split_once(" - ") else { continue };
         let (mut kind, Some(at)) = (kind.split(' '), place.split(' ').nth(4)) else { continue };
-        let wanted = kind.next() == Some("cgroup") && kind.nth(1).is_some_and(|o| o.split(',').any(|o| CONTROLLERS.contains(&o)));
-        if wanted && !all.iter().any(|p| p == Path::new(at)) {
+        let cgroups = matches!(kind.next(), Some("cgroup" | "cgroup2"));
+        if cgroups && kind.nth(1).is_some_and(&wanted) && !all.iter().any(|p| p == Path::new(at)) {
             all.push(at.into());
         }
     }

@@ -1,5 +1,5 @@
 //! The embedded engine, seen from the server: each step is a request to the engine's process ([`crate::engine`]).
-use super::{Checkpoint, ChildIo, EMBEDDED, note};
+use super::{Checkpoint, ChildIo, DELETION, EMBEDDED, note};
 use crate::engine::{Engine, Request};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,15 @@ pub struct Embedded {
     engine: Engine,
     root: PathBuf,
     systemd: bool,
+}
+
+/// A file of one step, removed with it.
+struct Passing(PathBuf);
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Embedded {
@@ -43,13 +52,16 @@ impl Embedded {
     pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], io: ChildIo) -> io::Result<u32> {
         let file = bundle.join(format!("{exec_id}.json"));
         std::fs::write(&file, process)?;
-        let done = self.ask(Request { file: Some(file.clone()), bundle: bundle.into(), ..self.request("exec", id) }, Some(io)).await;
-        let _ = std::fs::remove_file(file);
-        done
+        let _file = Passing(file.clone());
+        self.ask(Request { file: Some(file), bundle: bundle.into(), ..self.request("exec", id) }, Some(io)).await
     }
-    /// Deletes.
+    /// Deletes. A hook that hangs keeps nobody from that.
     pub async fn delete(&self, id: &str, bundle: &Path) -> io::Result<()> {
-        self.ask(Request { bundle: bundle.into(), ..self.request("delete", id) }, None).await.map(drop)
+        let step = |step| self.ask(Request { bundle: bundle.into(), ..self.request(step, id) }, None);
+        match tokio::time::timeout(DELETION, step("delete")).await {
+            Ok(done) => done.map(drop),
+            Err(_) => step("give back").await.map(drop),
+        }
     }
     /// Pauses or resumes.
     pub async fn freeze(&self, id: &str, pause: bool) -> io::Result<()> {
@@ -59,16 +71,14 @@ impl Embedded {
     pub async fn checkpoint(&self, id: &str, bundle: &Path, wish: &Checkpoint) -> io::Result<()> {
         let file = bundle.join("checkpoint.json");
         std::fs::write(&file, wish.json().to_string())?;
-        let done = self.ask(Request { file: Some(file.clone()), bundle: bundle.into(), ..self.request("checkpoint", id) }, None).await;
-        let _ = std::fs::remove_file(file);
-        done.map(drop)
+        let _file = Passing(file.clone());
+        self.ask(Request { file: Some(file), bundle: bundle.into(), ..self.request("checkpoint", id) }, None).await.map(drop)
     }
     /// Updates resources.
     pub async fn update(&self, id: &str, bundle: &Path, resources: &[u8]) -> io::Result<()> {
         let file = bundle.join("resources.json");
         std::fs::write(&file, resources)?;
-        let done = self.ask(Request { file: Some(file.clone()), ..self.request("update", id) }, None).await.map(drop);
-        let _ = std::fs::remove_file(file);
-        done
+        let _file = Passing(file.clone());
+        self.ask(Request { file: Some(file), ..self.request("update", id) }, None).await.map(drop)
     }
 }

@@ -1,10 +1,11 @@
-//! A runc-compatible binary, run for each step.
-use super::{Checkpoint, ChildIo, Wish, note};
-use crate::reaper::{Exit, Reaper};
-use std::io::{self, Read};
+//! A runc-compatible binary, run for each step. A step that is given up ends its run ([`run`]); what the binary will not give back, the embedded
+//! engine does, which needs the bundle alone for it.
+use super::{Checkpoint, ChildIo, DELETION, Wish, note, run};
+use crate::engine::{Engine, Request};
+use crate::reaper::Reaper;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use tokio::sync::oneshot;
+use std::process::Command;
 
 /// A runc-compatible binary.
 #[derive(Clone)]
@@ -14,12 +15,34 @@ pub struct External {
     systemd: bool,
     no_new_keyring: bool,
     reaper: Reaper,
+    engine: Engine,
+}
+
+/// Files of a step, removed however it ends. What a step began that was given up is ended: nobody knows of it.
+struct Traces {
+    files: [PathBuf; 3],
+    done: bool,
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        let [pid_file, ..] = &self.files;
+        // What it wrote may be wrong: only what comes from us is ours to end.
+        if let (false, Ok(pid)) = (self.done, read_pid(pid_file))
+            && crate::sys::is_ours(pid) == Some(true)
+        {
+            let _ = crate::sys::kill(pid, libc::SIGKILL as u32);
+        }
+        for path in &self.files {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl External {
     /// As is wished; `root` is the directory of its state.
-    pub fn new(binary: &str, root: &Path, wish: &Wish<'_>, reaper: Reaper) -> External {
-        External { binary: binary.into(), root: root.into(), systemd: wish.systemd, no_new_keyring: wish.no_new_keyring, reaper }
+    pub fn new(binary: &str, root: &Path, wish: &Wish<'_>, engine: Engine, reaper: Reaper) -> External {
+        External { binary: binary.into(), root: root.into(), systemd: wish.systemd, no_new_keyring: wish.no_new_keyring, reaper, engine }
     }
 
     fn command(&self, log: &Path) -> Command {
@@ -33,37 +56,24 @@ impl External {
         command
     }
 
-    /// Runs a command to its end. Its error text is the last error of its log, or what it printed.
-    async fn run(&self, mut command: Command, log: &Path, io: Option<ChildIo>) -> io::Result<()> {
-        let what = format!("{command:?}");
-        let mut reader = None;
-        match io {
-            Some(ChildIo::Streams(s)) => {
-                command.stdin(s.stdin).stdout(s.stdout).stderr(s.stderr);
-            }
-            Some(ChildIo::Terminal(_)) | None => {
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-            }
-        }
-        let mut child = command.spawn().map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", self.binary)))?;
-        if let Some(stderr) = child.stderr.take() {
-            reader = Some(stderr);
-        }
-        let ended: oneshot::Receiver<Exit> = self.reaper.wait(child.id());
-        drop(command);
-        let exit = ended.await.map_err(|_| io::Error::other("the reaper ended"))?;
-        if exit.code == 0 {
-            let _ = std::fs::remove_file(log);
-            return Ok(());
-        }
-        let mut printed = String::new();
-        if let Some(reader) = reader {
-            let _ = reader.take(4096).read_to_string(&mut printed);
-        }
-        let logged = std::fs::read_to_string(log).unwrap_or_default();
-        let last = logged.lines().rev().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok()).find(|l| l["level"] == "error");
-        let text = last.and_then(|l| l["msg"].as_str().map(str::to_owned)).unwrap_or(printed);
-        Err(io::Error::other(if text.trim().is_empty() { format!("{what} ended with {}", exit.code) } else { text.trim().to_owned() }))
+    async fn run(&self, command: Command, step: &str, log: &Path, io: Option<ChildIo>) -> io::Result<()> {
+        run::run(command, step, log, io, &self.reaper).await
+    }
+
+    /// What it is and what it said last, for the error about a step that did not end.
+    pub fn last_words(&self, log: &Path) -> String {
+        let said = run::last_words(log).map(|said| format!(" (its log ends with: {said})"));
+        format!("{}{}", self.binary, said.unwrap_or_default())
+    }
+
+    /// The pid that a step that went well has written down.
+    fn told_pid(&self, step: &str, file: &Path) -> io::Result<u32> {
+        let told = read_pid(file).and_then(|pid| match crate::sys::is_ours(pid) {
+            // Whatever it left behind came to us; one that ended at once is not there any more.
+            Some(false) => Err(io::Error::other(format!("{pid} is another's process"))),
+            _ => Ok(pid),
+        });
+        told.map_err(|e| io::Error::other(format!("{} {step} succeeded, but its pid file is of no use: {e}", self.binary)))
     }
 
     /// Creates a container; answers the pid of its init.
@@ -78,8 +88,10 @@ impl External {
         }
         console(&mut command, &io);
         command.arg(id);
-        self.run(command, &log, Some(io)).await?;
-        read_pid(&pid_file)
+        // A bundle may be used again, after a start that failed.
+        let _ = std::fs::remove_file(&pid_file);
+        self.run(command, "create", &log, Some(io)).await?;
+        self.told_pid("create", &pid_file)
     }
 
     /// Starts what was created.
@@ -87,40 +99,47 @@ impl External {
         let log = bundle.join("log.json");
         let mut command = self.command(&log);
         command.args(["start", id]);
-        self.run(command, &log, None).await
+        self.run(command, "start", &log, None).await
     }
 
     /// Starts a further process; answers its pid.
     pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], io: ChildIo) -> io::Result<u32> {
-        let (file, pid_file, log) =
-            (bundle.join(format!("{exec_id}.json")), bundle.join(format!("{exec_id}.pid")), bundle.join(format!("{exec_id}.log")));
+        let [file, pid_file, log] = ["json", "pid", "log"].map(|kind| bundle.join(format!("{exec_id}.{kind}")));
+        let mut traces = Traces { files: [pid_file.clone(), file.clone(), log.clone()], done: false };
         std::fs::write(&file, process)?;
         let mut command = self.command(&log);
         command.args(["exec", "--detach", "--process"]).arg(&file).arg("--pid-file").arg(&pid_file);
         console(&mut command, &io);
         command.arg(id);
-        let done = self.run(command, &log, Some(io)).await;
-        let pid = done.and_then(|()| read_pid(&pid_file));
-        for path in [file, pid_file, log] {
-            let _ = std::fs::remove_file(path);
-        }
-        pid
+        self.run(command, "exec", &log, Some(io)).await?;
+        let pid = self.told_pid("exec", &pid_file)?;
+        traces.done = true;
+        Ok(pid)
     }
 
-    /// Deletes a container, killing what is left of it. Succeeds when it is gone.
+    /// Deletes a container, killing what is left of it. Succeeds when it is gone. A binary that hangs or fails keeps nobody from that.
     pub async fn delete(&self, id: &str, bundle: &Path) -> io::Result<()> {
         let log = bundle.join("delete.json");
         let mut command = self.command(&log);
         command.args(["delete", "--force", id]);
-        self.run(command, &log, None).await
+        let by_binary = tokio::time::timeout(DELETION, self.run(command, "delete", &log, None)).await;
+        let why = match by_binary {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => format!("{} delete did not end within {DELETION:?} and was killed", self.last_words(&log)),
+        };
+        let request =
+            Request { step: "delete".into(), id: id.into(), root: self.root.clone(), bundle: bundle.into(), ..Default::default() };
+        self.engine.ask(&request, vec![]).await.map(drop).map_err(|e| io::Error::other(format!("{why}; and without it: {e}")))
     }
 
     /// Pauses or resumes.
     pub async fn freeze(&self, id: &str, bundle: &Path, pause: bool) -> io::Result<()> {
         let log = bundle.join("freeze.json");
         let mut command = self.command(&log);
-        command.args([if pause { "pause" } else { "resume" }, id]);
-        self.run(command, &log, None).await
+        let step = if pause { "pause" } else { "resume" };
+        command.args([step, id]);
+        self.run(command, step, &log, None).await
     }
 
     /// Writes the processes down with CRIU.
@@ -143,7 +162,7 @@ impl External {
             }
         }
         command.arg(id);
-        self.run(command, &log, None).await
+        self.run(command, "checkpoint", &log, None).await
     }
 
     /// Updates resources (OCI `LinuxResources`).
@@ -152,14 +171,18 @@ impl External {
         std::fs::write(&file, resources)?;
         let mut command = self.command(&log);
         command.args(["update", "--resources"]).arg(&file).arg(id);
-        let done = self.run(command, &log, None).await;
+        let done = self.run(command, "update", &log, None).await;
         let _ = std::fs::remove_file(file);
         done
     }
 }
 
 fn read_pid(path: &Path) -> io::Result<u32> {
-    std::fs::read_to_string(path)?.trim().parse().map_err(|e| io::Error::other(format!("{}: {e}", path.display())))
+    let text = String::from_utf8_lossy(&std::fs::read(path)?).trim().to_owned();
+    text.parse().ok().filter(|pid| *pid > 1).ok_or_else(|| {
+        let shown: String = text.chars().take(40).collect();
+        io::Error::new(io::ErrorKind::InvalidData, format!("{shown:?} is no process"))
+    })
 }
 
 fn console(command: &mut Command, io: &ChildIo) {

@@ -4,6 +4,7 @@
 //! and a file more.
 mod embedded;
 mod external;
+mod run;
 
 use crate::engine::Engine;
 use crate::reaper::Reaper;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A process' three streams, as descriptors for the child.
 pub struct Streams {
@@ -74,6 +76,9 @@ impl Checkpoint {
 
 /// Where state is kept if the caller does not say.
 const ROOT: &str = "/run/troupe/runc";
+/// Longest deletion with all that belongs to it, hooks included; it takes milliseconds. Past it, processes, cgroup and state are given back without.
+/// Shorter than the daemon's patience with a clean-up, which the rest has to fit in.
+const DELETION: Duration = Duration::from_secs(3);
 /// Name of the embedded engine in a bundle's note.
 const EMBEDDED: &str = "embedded";
 
@@ -92,7 +97,14 @@ impl Runtime {
         let root = Path::new(if wish.root.is_empty() { ROOT } else { wish.root }).join(wish.namespace);
         match wish.binary {
             "" => Runtime::Embedded(embedded::Embedded::new(engine.clone(), &root, wish.systemd)),
-            binary => Runtime::External(external::External::new(binary, &root, wish, reaper)),
+            binary => Runtime::External(external::External::new(binary, &root, wish, engine.clone(), reaper)),
+        }
+    }
+    /// Which one it is, and what it last said about a container, for errors.
+    pub fn last_words(&self, bundle: &Path) -> String {
+        match self {
+            Runtime::Embedded(_) => "the engine".into(),
+            Runtime::External(r) => r.last_words(&bundle.join("log.json")),
         }
     }
     /// Creates a container; answers the pid of its init.
@@ -157,9 +169,12 @@ pub fn delete_orphan(bundle: &Path, id: &str) -> io::Result<()> {
     let mut lines = text.lines();
     let (binary, root) = (lines.next().unwrap_or("runc"), lines.next().unwrap_or(ROOT));
     if binary == EMBEDDED {
-        return crate::engine::delete(Path::new(root), id, bundle);
+        return crate::engine::delete(Path::new(root), id, bundle, true);
     }
     let mut command = std::process::Command::new(binary);
     command.arg("--root").arg(root).args(["delete", "--force", id]);
-    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status().map(drop)
+    if run::alone(command, DELETION) {
+        return Ok(());
+    }
+    crate::engine::delete(Path::new(root), id, bundle, false)
 }

@@ -3,11 +3,15 @@ use super::{Service, failed};
 use crate::container::Container;
 use crate::reaper::Exit;
 use crate::sandbox::Sandbox;
-use crate::sys;
+use crate::{io::together, sys};
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::ttrpc::{Code, Result};
 use proto::{sandbox as sb, shim as own, types};
+use std::time::Duration;
+
+/// Longest wait for a killed process.
+const LAST: Duration = Duration::from_secs(5);
 
 impl Service {
     /// Kills every container and the pod's init, and waits for their ends.
@@ -18,14 +22,15 @@ impl Service {
             let _ = sys::kill(c.init.pid, libc::SIGKILL as u32);
             c.cgroup.thaw();
         }
-        for c in all {
+        let ends = all.into_iter().map(|c| async move {
             let mut told = c.init.exit.subscribe();
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(5), told.wait_for(Option::is_some)).await;
-        }
-        let init = self.pod().as_mut().and_then(|p| p.init.take());
-        if let Some(init) = init {
+            let _ = tokio::time::timeout(LAST, told.wait_for(Option::is_some)).await;
+        });
+        together(ends).await;
+        let init = self.pod().as_mut().and_then(|p| Some((p.init.take()?, p.born)));
+        if let Some((init, born)) = init {
             let _ = sys::kill(init, libc::SIGKILL as u32);
-            let _ = self.reaper.wait(init).await;
+            let _ = tokio::time::timeout(LAST, self.reaper.wait(init, born)).await;
         }
         self.stopped.send_replace(Some(Exit { code: 0, at: std::time::SystemTime::now() }));
     }

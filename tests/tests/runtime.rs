@@ -1,0 +1,234 @@
+//! Runtimes and shims of other makes that hang, crash and lie: each costs its own call, which says so; nothing of it is left, and nobody else notices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+use proto::cri::*;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use troupe_tests::cri::Cri;
+use troupe_tests::daemon::{Daemon, Options};
+use troupe_tests::{census, registry::Registry};
+
+/// runc, unless the container's variable `WRONG` names the step: then it hangs before it or behind it, crashes, or lies.
+const RUNTIME: &str = r#"#!/bin/sh
+export CALLED="$*"
+for word in "$@"; do
+    case "$previous" in
+        --log) log=$word ;;
+        --pid-file) pid_file=$word ;;
+    esac
+    case "$word" in create | start | exec | delete) step=${step:-$word} ;; esac
+    previous=$word
+done
+wrong() { grep -q "WRONG=$1\"" "$(dirname "$log")/config.json" 2>/dev/null; }
+hang() { sleep 9876 & sleep 9876; }
+wrong "$step" && hang
+wrong all && [ "$step" != create ] && hang
+if wrong "late-$step"; then
+    runc "$@"
+    hang
+fi
+wrong "crash-$step" && { runc "$@"; kill -9 $$; }
+wrong "garbage-$step" && { printf '\377\376{"level": nonsense\n' > "$log"; exit 1; }
+wrong "silent-$step" && { runc "$@"; rm -f "$pid_file"; exit 0; }
+wrong "lie-$step" && { runc "$@"; echo $PPID > "$pid_file"; exit 0; }
+exec runc "$@"
+"#;
+
+fn executable(path: &Path, text: &str) {
+    // Written elsewhere and moved, so that it is never executed while it is open for writing.
+    let draft = path.with_extension("draft");
+    std::fs::write(&draft, text).unwrap();
+    std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::rename(draft, path).unwrap();
+}
+
+struct Bed {
+    daemon: Daemon,
+    cri: Cri,
+    image: String,
+    before: census::Census,
+    _registry: Registry,
+    _scripts: tempfile::TempDir,
+}
+
+async fn bed(change: impl Fn(String, &Path) -> String) -> Bed {
+    let registry = Registry::start().await;
+    let image = registry.add_busybox().unwrap();
+    let scripts = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_with(&Options::default(), |text| change(text, scripts.path())).await.unwrap();
+    let mut cri = daemon.cri().await.unwrap();
+    cri.pull(&image).await.unwrap();
+    let before = census::take(&daemon);
+    Bed { daemon, cri, image, before, _registry: registry, _scripts: scripts }
+}
+
+async fn with_runtime() -> Bed {
+    bed(|text, scripts| {
+        let path = scripts.join("runtime");
+        executable(&path, RUNTIME);
+        text.replace("BinaryName = \"\"", &format!("BinaryName = \"{}\"", path.display()))
+    })
+    .await
+}
+
+fn within<T>(limit: Duration, body: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(body);
+    request.set_timeout(limit);
+    request
+}
+
+impl Bed {
+    /// A pod and a container in it whose runtime goes wrong in a step.
+    async fn made(&self, wrong: &str) -> (Cri, String, String) {
+        let mut cri = self.cri.clone();
+        let pod = cri.pod(wrong, true, &self.daemon.logs());
+        let sandbox = cri.run_pod(&pod).await.unwrap();
+        let mut config = cri.container("c", &self.image, &["sleep", "1000"]);
+        config.envs = vec![KeyValue { key: "WRONG".into(), value: wrong.into() }];
+        let id = cri.create(&sandbox, &config, &pod).await.unwrap();
+        (cri, sandbox, id)
+    }
+    async fn others_go_on(&self) {
+        let (mut cri, sandbox, id) = self.made("nothing").await;
+        let began = Instant::now();
+        cri.start(&id).await.unwrap();
+        assert_eq!(cri.exec(&id, &["echo", "hi"], 10).await.unwrap().stdout, b"hi\n");
+        cri.drop_pod(&sandbox).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(8), "another pod's life took {:?}", began.elapsed());
+    }
+    async fn settle(&self) {
+        census::settle(&self.daemon, &self.before, Duration::from_secs(10), "what is left").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_hangs_in_a_step_costs_that_call_and_nothing_is_left() {
+    let bed = with_runtime().await;
+    let life = async |wrong: &'static str| {
+        let (mut cri, sandbox, id) = bed.made(wrong).await;
+        let (patience, began) = (Duration::from_secs(3), Instant::now());
+        let started = cri.runtime.start_container(within(patience, StartContainerRequest { container_id: id.clone() })).await;
+        let fault = match wrong {
+            "exec" | "late-exec" => {
+                started.unwrap();
+                let cmd = vec!["sleep".into(), "1234".into()];
+                let exec = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 0 };
+                Some(cri.runtime.exec_sync(within(patience, exec)).await.unwrap_err())
+            }
+            "delete" => {
+                started.unwrap();
+                None
+            }
+            _ => Some(started.unwrap_err()),
+        };
+        if let Some(fault) = fault {
+            println!("{wrong}: after {:?}: {fault}", began.elapsed());
+            assert_eq!(fault.code(), tonic::Code::DeadlineExceeded, "{wrong}: {fault}");
+            // Where its deletion hangs as well, the caller's time is over before that is known.
+            assert!(wrong == "all" || fault.message().contains("runtime did not end within"), "{wrong}: {fault}");
+        }
+        let began = Instant::now();
+        let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+        cri.runtime.stop_pod_sandbox(stop).await.unwrap_or_else(|e| panic!("{wrong}: stop: {e}"));
+        let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox };
+        cri.runtime.remove_pod_sandbox(remove).await.unwrap_or_else(|e| panic!("{wrong}: removal: {e}"));
+        println!("{wrong}: gone after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(12), "{wrong}: its removal took {:?}", began.elapsed());
+    };
+    let all = ["create", "late-create", "start", "late-start", "exec", "late-exec", "delete", "all"].map(|wrong| Box::pin(life(wrong)));
+    futures::join!(futures::future::join_all(all), Box::pin(bed.others_go_on()));
+    bed.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_crashes_or_lies_is_told_of_and_all_is_undone() {
+    let bed = with_runtime().await;
+    let life = async |(wrong, expected): (&'static str, &'static str)| {
+        let (mut cri, sandbox, id) = bed.made(wrong).await;
+        let started = cri.start(&id).await;
+        let fault = match wrong.split_once('-').unwrap().1 {
+            "exec" => {
+                started.unwrap();
+                cri.exec(&id, &["sleep", "1000"], 10).await.unwrap_err()
+            }
+            "delete" => {
+                started.unwrap();
+                anyhow::anyhow!("nobody hears of it")
+            }
+            _ => {
+                let fault = started.unwrap_err();
+                let status = cri.status(&id).await.unwrap();
+                assert_eq!(
+                    (status.state, status.reason.as_str()),
+                    (ContainerState::ContainerExited as i32, "StartError"),
+                    "{wrong}: {status:?}"
+                );
+                let living = bed.daemon.processes().into_iter().filter(|(pid, c)| {
+                    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+                    own.contains(&id) || c.contains(&format!(" {id}"))
+                });
+                assert_eq!(living.collect::<Vec<_>>(), [], "{wrong}");
+                fault
+            }
+        };
+        assert!(fault.to_string().contains(expected), "{wrong}: {fault}");
+        cri.drop_pod(&sandbox).await.unwrap_or_else(|e| panic!("{wrong}: removal: {e}"));
+    };
+    let all = [
+        ("crash-create", "/runtime create was killed by signal 9"),
+        ("garbage-create", "/runtime create ended with 1: \u{fffd}\u{fffd}{"),
+        ("silent-create", "/runtime create succeeded, but its pid file is of no use: No such file"),
+        ("lie-create", "is another's process"),
+        ("crash-start", "/runtime start was killed by signal 9"),
+        ("garbage-start", "/runtime start ended with 1: \u{fffd}"),
+        ("garbage-exec", "/runtime exec ended with 1: \u{fffd}"),
+        ("lie-exec", "is another's process"),
+        ("crash-delete", ""),
+        ("garbage-delete", ""),
+    ];
+    futures::future::join_all(all.map(|wrong| Box::pin(life(wrong)))).await;
+    bed.others_go_on().await;
+    bed.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_hangs_costs_its_own_container_and_nothing_is_left() {
+    let bed = bed(|text, scripts| {
+        let device = |hook: &str| {
+            let edit = serde_json::json!({"hookName": hook, "path": "/bin/sh", "args": ["sh", "-c", "sleep 9876 & sleep 9876"]});
+            serde_json::json!({"name": hook, "containerEdits": {"hooks": [edit]}})
+        };
+        let devices: Vec<_> = ["createRuntime", "poststop"].into_iter().map(device).collect();
+        let spec = serde_json::json!({"cdiVersion": "0.6.0", "kind": "test.com/hook", "devices": devices});
+        std::fs::write(scripts.join("hooks.json"), spec.to_string()).unwrap();
+        let keys = format!("restrict_oom_score_adj = true\ncdi_spec_dirs = [{scripts:?}]");
+        text.replace("restrict_oom_score_adj = true", &keys)
+    })
+    .await;
+    let life = async |hook: &'static str| {
+        let mut cri = bed.cri.clone();
+        let pod = cri.pod(&hook.to_lowercase(), true, &bed.daemon.logs());
+        let sandbox = cri.run_pod(&pod).await.unwrap();
+        let mut config = cri.container("c", &bed.image, &["sleep", "1000"]);
+        config.cdi_devices = vec![CdiDevice { name: format!("test.com/hook={hook}") }];
+        let id = cri.create(&sandbox, &config, &pod).await.unwrap();
+        let start = within(Duration::from_secs(2), StartContainerRequest { container_id: id.clone() });
+        match (hook, cri.runtime.start_container(start).await) {
+            ("createRuntime", Err(fault)) => {
+                assert!(fault.message().contains("the engine did not end within"), "{fault}");
+                // The hung one of a caller that waits longer holds up nobody who wants the pod gone.
+                let mut cri = cri.clone();
+                tokio::spawn(async move { drop(cri.start(&id).await) });
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            ("poststop", Ok(_)) => {}
+            (_, other) => panic!("{hook}: {other:?}"),
+        }
+        let began = Instant::now();
+        cri.drop_pod(&sandbox).await.unwrap();
+        println!("{hook}: gone after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(8), "{hook}: its removal took {:?}", began.elapsed());
+    };
+    futures::join!(Box::pin(life("createRuntime")), Box::pin(life("poststop")), Box::pin(bed.others_go_on()));
+    bed.settle().await;
+}
