@@ -186,6 +186,7 @@ fn tasks(config: &Config) -> anyhow::Result<troupe_task::Args> {
     let socket_dir = if shim.socket_dir.is_empty() { format!("{}/s", config.state) } else { shim.socket_dir.clone() };
     let mut timeouts = troupe_task::Timeouts::default();
     for (name, limit) in [
+        ("io.troupe.timeout.shim.start", &mut timeouts.start),
         ("io.containerd.timeout.shim.load", &mut timeouts.load),
         ("io.containerd.timeout.shim.cleanup", &mut timeouts.cleanup),
         ("io.containerd.timeout.shim.shutdown", &mut timeouts.shutdown),

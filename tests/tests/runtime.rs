@@ -232,3 +232,41 @@ async fn a_hook_that_hangs_costs_its_own_container_and_nothing_is_left() {
     futures::join!(Box::pin(life("createRuntime")), Box::pin(life("poststop")), Box::pin(bed.others_go_on()));
     bed.settle().await;
 }
+
+/// A shim that starts what it shall be rid of, and then does what `then` says.
+fn shim(then: &str) -> String {
+    format!("#!/bin/sh\nexport CALLED=\"$PWD $*\"\ncase \"$*\" in *delete*) exec sleep 9876 ;; esac\nsleep 9876 &\n{then}\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_does_not_start_is_told_of_in_its_own_words_and_nothing_is_left() {
+    const SHIMS: [(&str, &str, &str); 5] = [
+        ("hangs", "echo waiting for the moon >&2; sleep 9876", "waiting for the moon"),
+        ("fails", "echo no such kernel >&2; exit 1", "no such kernel"),
+        ("crashes", "echo out of luck >&2; kill -9 $$", "out of luck"),
+        ("raves", "printf '\\377\\376 hm'; exit 0", "neither a BootstrapResult nor text"),
+        ("lies", "echo unix:///nowhere/at/all; exit 0", "unix:///nowhere/at/all"),
+    ];
+    let bed = bed(|mut text, scripts| {
+        for (name, then, _) in SHIMS {
+            let path = scripts.join(name);
+            executable(&path, &shim(then));
+            let table = format!("plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{name}");
+            text += &format!("[{table}]\nruntime_type = \"io.containerd.{name}.v2\"\nruntime_path = {path:?}\n");
+        }
+        text + "[timeouts]\n\"io.troupe.timeout.shim.start\" = \"4s\"\n"
+    })
+    .await;
+    let attempt = async |(name, _, words): (&'static str, &'static str, &'static str)| {
+        let mut cri = bed.cri.clone();
+        let request = RunPodSandboxRequest { config: Some(cri.pod(name, false, &bed.daemon.logs())), runtime_handler: name.into() };
+        let began = Instant::now();
+        let fault = cri.runtime.run_pod_sandbox(within(Duration::from_secs(2), request)).await.unwrap_err();
+        println!("{name}: after {:?}: {fault}", began.elapsed());
+        assert!(fault.message().contains(words), "{name}: {fault}");
+    };
+    futures::join!(futures::future::join_all(SHIMS.map(|s| Box::pin(attempt(s)))), Box::pin(bed.others_go_on()));
+    let left = bed.cri.clone().runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    assert!(left.is_empty(), "{left:?}");
+    bed.settle().await;
+}

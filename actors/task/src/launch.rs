@@ -8,6 +8,7 @@ use proto::prost::Message as _;
 use proto::prost_types::Any;
 use proto::runc_options::Options;
 use proto::task::DeleteResponse;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::io::Write;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -19,6 +20,10 @@ use tokio::time::Instant;
 
 /// A reply is a few hundred bytes, an error text a few thousand.
 const MAX_REPLY: u64 = 1 << 20;
+/// How often one that takes its time is shown with what it said.
+const SLOW: Duration = Duration::from_secs(1);
+/// Bytes of it that go into an error.
+const TOLD: usize = 4096;
 /// The reply is complete when the binary ends; a server that kept its output open must not hold us.
 const AFTER_EXIT: Duration = Duration::from_millis(100);
 
@@ -42,8 +47,30 @@ pub fn options(runtime: &Runtime) -> Any {
     })
 }
 
-/// Starts the shim of a pod.
-pub async fn start(cx: &Cx, args: &Args, id: &str, binary: &Path, bundle: &Path, runtime: &Runtime) -> Result<Endpoint> {
+/// The process group of a binary that was run: killed when this is dropped, whatever it has begun, unless it is to go on.
+pub struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &tokio::process::Child) -> Group {
+        Group(child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)))
+    }
+    /// What it has left running is meant to.
+    pub fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Nothing is left in it, as a rule.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+/// Starts the shim of a pod. What else it has started in its group is given up with it, until it is known to answer.
+pub async fn start(cx: &Cx, args: &Args, id: &str, binary: &Path, bundle: &Path, runtime: &Runtime) -> Result<(Endpoint, Group)> {
     let log_level = if args.debug { LogLevel::Debug } else { LogLevel::Info };
     let params = BootstrapParams {
         instance_id: id.into(),
@@ -61,12 +88,23 @@ pub async fn start(cx: &Cx, args: &Args, id: &str, binary: &Path, bundle: &Path,
         [("GOMAXPROCS", "2"), ("MAX_SHIM_VERSION", "2"), ("TTRPC_ADDRESS", &args.ttrpc_address), ("GRPC_ADDRESS", &args.grpc_address)];
     command.envs(env).env("NAMESPACE", NAMESPACE).env("TRACEPARENT", cx.traceparent()).envs(args.env.iter().cloned());
     command.arg("start");
-    let (status, output) =
-        capture(command, &params.encode_to_vec(), args.timeouts.start).await.with_context(|| format!("run {} start", binary.display()))?;
+    let heard = |said: &[u8]| cx.step(format!("shim.start (so far it says: {})", words(said)));
+    let run = capture(command, &params.encode_to_vec(), args.timeouts.start, heard).await;
+    cx.step("shim.start");
+    let (status, output, group) = run.with_context(|| format!("run {} start", binary.display()))?;
     if !status.success() {
-        return Err(Fault::internal(format!("{} start: {status}: {}", binary.display(), String::from_utf8_lossy(&output).trim())));
+        return Err(Fault::internal(format!("{} start: {status}: {}", binary.display(), words(&output))));
     }
-    reply::parse(&output).with_context(|| format!("{} start", binary.display()))
+    let endpoint = reply::parse(&output).with_context(|| format!("{} start", binary.display()))?;
+    Ok((endpoint, group))
+}
+
+/// What it said, for an error.
+fn words(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let text = text.trim();
+    // The end tells why.
+    text[text.ceil_char_boundary(text.len().saturating_sub(TOLD))..].to_owned()
 }
 
 /// Cleans up after a dead shim; answers the exit code that the binary knows.
@@ -94,7 +132,7 @@ fn command(args: &Args, id: &str, binary: &Path, bundle: &Path) -> Command {
 }
 
 /// Runs it with `input`; output and errors come together, in their order.
-async fn capture(mut command: Command, input: &[u8], limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+async fn capture(mut command: Command, input: &[u8], limit: Duration, heard: impl Fn(&[u8])) -> Result<(ExitStatus, Vec<u8>, Group)> {
     let (stdin, mut feed) = std::io::pipe()?;
     // Fits into the pipe's buffer (64 KiB), so it waits for nobody.
     if input.len() > 32 << 10 {
@@ -104,23 +142,31 @@ async fn capture(mut command: Command, input: &[u8], limit: Duration) -> Result<
     drop(feed);
     let (reader, writer) = std::io::pipe()?;
     command.stdin(stdin).stdout(writer.try_clone()?).stderr(writer);
-    run(command, reader, limit).await
+    run(command, reader, limit, heard).await
 }
 
 /// Runs it; answers its output.
 pub async fn capture_stdout(mut command: Command, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
     let (reader, writer) = std::io::pipe()?;
     command.stdout(writer);
-    run(command, reader, limit).await
+    let (status, output, mut group) = run(command, reader, limit, |_| ()).await?;
+    group.keep();
+    Ok((status, output))
 }
 
-async fn run(mut command: Command, reader: std::io::PipeReader, limit: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+async fn run(
+    mut command: Command,
+    reader: std::io::PipeReader,
+    limit: Duration,
+    heard: impl Fn(&[u8]),
+) -> Result<(ExitStatus, Vec<u8>, Group)> {
     let mut child = command.spawn()?;
+    let group = Group::of(&child);
     // Our copies of the write ends live in it.
     drop(command);
     let mut reader = Receiver::from_owned_fd(reader.into())?.take(MAX_REPLY);
     let (mut output, mut status, mut open) = (Vec::new(), None, true);
-    let mut deadline = Instant::now() + limit;
+    let (mut deadline, mut tell) = (Instant::now() + limit, Instant::now() + SLOW);
     while status.is_none() || open {
         tokio::select! {
             n = reader.read_buf(&mut output), if open => open = n? > 0,
@@ -128,12 +174,16 @@ async fn run(mut command: Command, reader: std::io::PipeReader, limit: Duration)
                 status = Some(ended?);
                 deadline = Instant::now() + AFTER_EXIT;
             }
+            () = tokio::time::sleep_until(tell), if status.is_none() => {
+                heard(&output);
+                tell += SLOW;
+            }
             () = tokio::time::sleep_until(deadline) => match status {
                 Some(_) => break,
-                None => return Err(Fault::deadline_exceeded(format!("no end within {limit:?}; said: {}", String::from_utf8_lossy(&output).trim()))),
+                None => return Err(Fault::deadline_exceeded(format!("no end within {limit:?}; said: {}", words(&output)))),
             },
         }
     }
     let status = status.ok_or_else(|| Fault::internal("lost the process"))?;
-    Ok((status, output))
+    Ok((status, output, group))
 }

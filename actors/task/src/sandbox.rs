@@ -44,7 +44,7 @@ impl Pod {
             let (binary, path, runtime) = (&binary, &path, &m.runtime);
             async move { launch::start(&cx, &self.args, &self.id, binary, path, runtime).await }
         });
-        let ((), endpoint) = futures::try_join!(saved, started)?;
+        let ((), (endpoint, mut begun)) = futures::try_join!(saved, started)?;
         bundle::write_endpoint(&path, &endpoint)?;
         let mut link = cx.run("shim.connect", |_| crate::link::Link::connect(&endpoint, self.args.timeouts.load)).await?;
         let (request, call) = (self.create_request(&m.namespaces, &path)?, self.args.timeouts.call);
@@ -53,6 +53,7 @@ impl Pod {
         // Both are on their way at once.
         let (hello, created) = futures::join!(link.hello(cx, &self.id, call), create);
         let hello = hello?;
+        begun.keep();
         self.shim_pid.set(hello.shim_pid);
         if let Some(stamp) = process::stamp(hello.shim_pid) {
             bundle::write(&path.join("shim.pid"), 0o600, stamp.as_bytes())?;
