@@ -151,7 +151,7 @@ async fn connect(pod: &Rc<Pod>, cx: &Cx) -> bool {
 
 /// The shim answers: undoes what was begun and not finished, picks up the ends that happened meanwhile, watches the rest.
 async fn take_over(pod: &Rc<Pod>, cx: &Cx, link: Link) {
-    pod.state.send_replace(State::Up(link.clone()));
+    // Nobody is let in before the undo: a retry of the create would meet what is being removed.
     pod.sweep_execs(cx, &link);
     for id in unfinished(pod) {
         match cx
