@@ -197,7 +197,7 @@ async fn every_hop(calls: &[&str], actors: &[&str], choose: Choose) {
                 let rule = ["chaos", "add", "--actor", &hop.actor, "--message", &hop.message, "--fault", fault, "--nth", &nth];
                 daemon.cli(&[&rule[..], &["--delay-ms", "200"]].concat()).unwrap();
                 // What is never answered ends with the caller's deadline.
-                life.patience = Duration::from_secs(if matches!(fault, "drop" | "hang") { 3 } else { 20 });
+                life.patience = Duration::from_secs(if matches!(fault, "drop" | "hang") { 1 } else { 20 });
             }
             failures += life.call(call, &format!("{:032x}", 0xdead_0000 + number * 16 + at), &what).await;
             if call == hop.call {
@@ -215,9 +215,10 @@ fn panics(_: &Hop, _: usize) -> &'static str {
     "panic"
 }
 
-/// Each hop gets one. A creation outlives its caller's deadline, so that a retry can join it: what is never answered would last as long as a creation may.
+/// Each hop gets one. A creation outlives its caller's deadline, so that a retry can join it, and so does a task's record of its removal: what is never
+/// answered would last as long as those may.
 fn otherwise(hop: &Hop, number: usize) -> &'static str {
-    let lasting = ["PullImage", "RunPodSandbox", "CreateContainer"].contains(&hop.call);
+    let lasting = ["PullImage", "RunPodSandbox", "CreateContainer", "RemoveContainer"].contains(&hop.call);
     let kinds: &[&str] = if lasting { &["error", "duplicate", "delay"] } else { &["error", "duplicate", "drop", "hang"] };
     kinds[number % kinds.len()]
 }
@@ -244,6 +245,11 @@ async fn every_hop_of_the_end_may_die() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_hop_of_a_pull_may_die() {
     every_hop(&["PullImage"], &["image", "content", "snapshot", "store"], panics).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_hop_of_making_and_ending_may_fail_otherwise() {
+    every_hop(&[&MAKING[..], &ENDING[..]].concat(), &[], otherwise).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -304,6 +310,11 @@ async fn killed_at_every_hop(calls: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_may_be_killed_at_every_hop_of_making_a_pod() {
     killed_at_every_hop(&["RunPodSandbox"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_may_be_killed_at_every_hop_of_a_container_s_life() {
+    killed_at_every_hop(&["CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -427,8 +427,7 @@ pub async fn take_down(world: &World, cx: &Cx) -> Result<()> {
     let Some(row) = world.pod() else { return Ok(()) };
     let id = world.id();
     cx.run("remove the pod's shim", |cx| async move { world.args.tasks.call(&cx, task::RemoveSandbox { id: id.into() }).await }).await?;
-    cx.run("release the pod's network", |cx| async move { world.args.network.call(&cx, Detach { id: id.into(), pod: None }).await })
-        .await?;
+    release_network(world, cx, &row).await?;
     let (files, volatile, images) = (world.files(), world.volatile(), volumes::directory(world, id));
     let clean = move || {
         unmount(&volatile.join("shm"))?;
