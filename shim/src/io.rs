@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const DRAIN_ALL: Duration = Duration::from_secs(15);
 /// Bytes copied at once.
 const PIECE: usize = 16 << 10;
+/// Pieces that are written to a log at once: what a pipe holds.
+const TOGETHER: usize = 4;
 /// Pieces that are read without waiting when a stream that is still open is left: a pipe holds four.
 const LEFT: usize = 64;
 
@@ -112,10 +114,10 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Opens what the request names.
-    pub fn open(targets: &Targets) -> io::Result<Wiring> {
-        let mut wiring =
-            Wiring { child: None, streamed: Streamed::default(), targets: targets.clone(), console: None, copies: vec![], inputs: vec![] };
+    /// Opens what the request names; `log` is open already, if there is one.
+    pub fn open(targets: &Targets, log: Option<Arc<Log>>) -> io::Result<Wiring> {
+        let streamed = Streamed { log, ..Default::default() };
+        let mut wiring = Wiring { child: None, streamed, targets: targets.clone(), console: None, copies: vec![], inputs: vec![] };
         if targets.terminal {
             let console = Console::listen()?;
             wiring.child = Some(ChildIo::Terminal(console.path().to_owned()));
@@ -129,19 +131,12 @@ impl Wiring {
         Ok(wiring)
     }
 
-    fn log(&mut self, uri: &str) -> io::Result<Option<Arc<Log>>> {
-        if self.streamed.log.is_none() && !uri.is_empty() && !uri.starts_with('?') {
-            self.streamed.log = Some(Arc::new(Log::open(uri)?));
-        }
-        Ok(self.streamed.log.clone())
-    }
-
     fn output(&mut self, target: &str, name: &'static str) -> io::Result<OwnedFd> {
         if target.is_empty() {
             return null();
         }
-        if let Some(uri) = target.strip_prefix("cri-log://") {
-            let log = self.log(uri)?;
+        if target.starts_with("cri-log://") {
+            let log = self.streamed.log.clone();
             let (ours, theirs) = pipe_in()?;
             let clients = Clients::default();
             *(if name == "stdout" { &mut self.streamed.out } else { &mut self.streamed.err }) = Some(clients.clone());
@@ -185,10 +180,10 @@ impl Wiring {
         self.streamed.terminal = Some(terminal);
         let target = self.targets.stdout.clone();
         let clients = Clients::default();
-        let log = match target.strip_prefix("cri-log://") {
-            Some(uri) => self.log(uri)?,
-            None if target.is_empty() => None,
-            None => {
+        let log = match target.as_str() {
+            log if log.starts_with("cri-log://") => self.streamed.log.clone(),
+            "" => None,
+            _ => {
                 let file = fifo(&target)?;
                 nonblocking(&file)?;
                 clients.own(pipe::Sender::from_file_unchecked(file)?);
@@ -317,10 +312,23 @@ async fn pump(mut from: pipe::Receiver, name: &'static str, log: Option<Arc<Log>
             lines.push(log, &buffer[..n]);
         }
         clients.give(&buffer[..n]).await;
+        if let Some(log) = &log {
+            // What has come meanwhile is written along with it: the way to the file is longer than the writing.
+            for _ in 1..TOGETHER {
+                let Ok(more) = from.try_read(&mut buffer) else { break };
+                lines.push(log, &buffer[..more]);
+                clients.give(&buffer[..more]).await;
+                if more == 0 {
+                    break;
+                }
+            }
+            log.take(&mut lines).await;
+        }
         state.moved.fetch_add(1, Ordering::Relaxed);
     }
     if let Some(log) = &log {
         lines.finish(log);
+        log.take(&mut lines).await;
     }
     clients.end();
 }

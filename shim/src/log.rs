@@ -1,13 +1,15 @@
 //! A log in CRI's format that this process writes itself, so that it goes on while the daemon is away.
 //!
-//! Owns: the file and its counters. What one read of a stream gives is one write, so lines of two streams never mix. Limits: a line in memory is no
-//! longer than the limit and one read; a file system that takes nothing costs lines (counted), never the container.
+//! Owns: the file and its counters. What one read of a stream gives is one write, so lines of two streams never mix. The file is touched in threads made
+//! for waiting: a file system that does not answer costs the streams that go there, and nothing else of the pod. Limits: a line in memory is no longer
+//! than the limit and one read; a file system that takes nothing costs lines (counted), never the container.
+use crate::io::Targets;
 use crate::sys;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Content bytes of an entry where nobody says otherwise.
@@ -30,12 +32,25 @@ pub struct Counters {
     pub split_entries: u64,
     /// Their content.
     pub split_bytes: u64,
+    /// Entries that no room was found for.
+    pub lost_entries: u64,
+    /// And their bytes.
+    pub lost_bytes: u64,
 }
 
 impl Counters {
-    fn bytes(&self) -> [u8; 48] {
-        let all = [self.input_entries, self.output_entries, self.input_bytes, self.output_bytes, self.split_entries, self.split_bytes];
-        let mut bytes = [0; 48];
+    fn bytes(&self) -> [u8; 64] {
+        let all = [
+            self.input_entries,
+            self.output_entries,
+            self.input_bytes,
+            self.output_bytes,
+            self.split_entries,
+            self.split_bytes,
+            self.lost_entries,
+            self.lost_bytes,
+        ];
+        let mut bytes = [0; 64];
         bytes.chunks_exact_mut(8).zip(all).for_each(|(place, n)| place.copy_from_slice(&n.to_le_bytes()));
         bytes
     }
@@ -56,8 +71,19 @@ pub struct Log {
 }
 
 impl Log {
+    /// Opens the log that a stream goes to, if one does, and tells its counters in `told`.
+    pub async fn of(targets: &Targets, told: PathBuf) -> io::Result<Option<Arc<Log>>> {
+        let uris = [&targets.stdout, &targets.stderr].into_iter().filter_map(|t| t.strip_prefix("cri-log://"));
+        let Some(uri) = uris.into_iter().find(|uri| !uri.is_empty() && !uri.starts_with('?')).map(str::to_owned) else { return Ok(None) };
+        let open = move || {
+            let log = Log::open(&uri)?;
+            log.count_in(&told)?;
+            Ok(Some(Arc::new(log)))
+        };
+        apart(open).await?
+    }
     /// Opens `<path>?max_line=<bytes>`; 0 and less lift the limit.
-    pub fn open(uri: &str) -> io::Result<Log> {
+    fn open(uri: &str) -> io::Result<Log> {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
         let asked: Option<i64> = query.split('&').find_map(|q| q.strip_prefix("max_line=")?.parse().ok());
         let max_line = asked.map_or(LINE, |n| usize::try_from(n).ok().filter(|n| *n > 0).unwrap_or(LIFTED));
@@ -72,16 +98,37 @@ impl Log {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// Tells the counters in a file from now on.
-    pub fn count_in(&self, path: &Path) -> io::Result<()> {
+    fn count_in(&self, path: &Path) -> io::Result<()> {
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
         self.inner().told = Some(file);
         Ok(())
     }
     /// After rotation. The new file is there when this returns, and both streams go to it.
-    pub fn reopen(&self) -> io::Result<()> {
-        let fresh = append(&self.path)?;
-        self.inner().file = fresh;
-        Ok(())
+    pub async fn reopen(self: Arc<Log>) -> io::Result<()> {
+        let reopen = move || {
+            let fresh = append(&self.path)?;
+            self.inner().file = fresh;
+            Ok(())
+        };
+        apart(reopen).await?
+    }
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Writes what a stream has gathered; answers when it is written.
+    pub async fn take(self: &Arc<Log>, lines: &mut Lines) {
+        let Some((mut entries, read)) = lines.gathered() else { return };
+        let me = self.clone();
+        let write = move || {
+            me.write(&entries, read);
+            entries.clear();
+            entries.shrink_to(64 << 10);
+            entries
+        };
+        if let Ok(space) = apart(write).await {
+            lines.out = space;
+        }
     }
     /// Writes entries as a whole. A full disk loses them, never the container; half an entry is taken back, so that the next begins on a line of its own.
     fn write(&self, entries: &[u8], read: Counters) {
@@ -106,6 +153,7 @@ impl Log {
             written = whole;
         }
         let entries_written = if rest.is_empty() { read.output_entries } else { lines_in(&entries[..written]) };
+        let lost = entries.len() - written;
         let c = &mut inner.counters;
         c.input_entries += read.input_entries;
         c.output_entries += entries_written;
@@ -113,6 +161,8 @@ impl Log {
         c.output_bytes += written as u64;
         c.split_entries += read.split_entries;
         c.split_bytes += read.split_bytes;
+        c.lost_entries += read.output_entries - entries_written;
+        c.lost_bytes += lost as u64;
         let bytes = c.bytes();
         if let Some(told) = &inner.told {
             // Counters that cannot be told are no reason to stop a log.
@@ -214,7 +264,7 @@ impl Lines {
             self.entry(&full, 'P');
         }
     }
-    /// Writes the whole lines of `bytes`, and keeps the rest.
+    /// Gathers the whole lines of `bytes`, and keeps the rest.
     pub fn push(&mut self, log: &Log, bytes: &[u8]) {
         self.read.input_bytes += bytes.len() as u64;
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
@@ -239,9 +289,8 @@ impl Lines {
             let line = std::mem::take(&mut self.line);
             self.entry(&line, 'F');
         }
-        self.flush(log);
     }
-    /// Writes what is left at the end of the stream.
+    /// Gathers what is left at the end of the stream.
     pub fn finish(&mut self, log: &Log) {
         self.cut(log.max_line, false);
         if !self.line.is_empty() {
@@ -249,16 +298,17 @@ impl Lines {
             self.read.input_entries += 1;
             self.entry(&line, 'P');
         }
-        self.flush(log);
     }
-    fn flush(&mut self, log: &Log) {
-        if self.out.is_empty() && self.read == Counters::default() {
-            return;
-        }
-        log.write(&self.out, std::mem::take(&mut self.read));
-        self.out.clear();
-        self.out.shrink_to(64 << 10);
+    /// What is to be written.
+    fn gathered(&mut self) -> Option<(Vec<u8>, Counters)> {
+        let any = !self.out.is_empty() || self.read != Counters::default();
+        any.then(|| (std::mem::take(&mut self.out), std::mem::take(&mut self.read)))
     }
+}
+
+/// Does what may have to wait for a file system in a thread of its own.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 
-struct Bed(PathBuf, Log);
+struct Bed(PathBuf, Arc<Log>);
 
 impl Bed {
     fn new(name: &str, limit: i64) -> Bed {
         let path = std::env::temp_dir().join(format!("troupe-log-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let log = Log::open(&format!("{}?max_line={limit}", path.display())).unwrap();
-        Bed(path, log)
+        Bed(path, Arc::new(log))
     }
     /// Writes the pieces as one stream; answers tag and content of every entry.
     fn run(&self, pieces: &[&[u8]]) -> Vec<(String, Vec<u8>)> {
         let mut lines = Lines::new("stdout");
         pieces.iter().for_each(|p| lines.push(&self.1, p));
         lines.finish(&self.1);
+        if let Some((entries, read)) = lines.gathered() {
+            self.1.write(&entries, read);
+        }
         self.entries()
     }
     fn entries(&self) -> Vec<(String, Vec<u8>)> {
@@ -75,6 +78,7 @@ fn a_lifted_limit_still_bounds_memory() {
     let mut lines = Lines::new("stdout");
     for _ in 0..100 {
         lines.push(&bed.1, &[b'y'; 64 << 10]);
+        lines.gathered();
         assert!(lines.line.len() <= LIFTED + (64 << 10));
     }
 }
@@ -89,26 +93,28 @@ fn counters_tell_what_was_read_and_written() {
     let _ = std::fs::remove_file(&told);
     let numbers: Vec<u64> = bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap())).collect();
     let written = std::fs::metadata(&bed.0).unwrap().len();
-    assert_eq!(numbers, [3, 4, 18, written, 2, 12]);
+    assert_eq!(numbers, [3, 4, 18, written, 2, 12, 0, 0]);
 }
 
-#[test]
-fn a_full_disk_loses_whole_entries_only() {
+#[tokio::test]
+async fn a_full_disk_loses_whole_entries_and_counts_them() {
     // /dev/full takes nothing.
-    let log = Log::open("/dev/full?max_line=8").unwrap();
+    let log = Arc::new(Log::open("/dev/full?max_line=8").unwrap());
     let mut lines = Lines::new("stdout");
     lines.push(&log, b"a\nb\n");
-    let counters = log.inner().counters;
-    assert_eq!((counters.input_entries, counters.output_entries, counters.output_bytes), (2, 0, 0));
+    let bytes = lines.out.len() as u64;
+    log.take(&mut lines).await;
+    let c = log.inner().counters;
+    assert_eq!((c.input_entries, c.output_entries, c.output_bytes, c.lost_entries, c.lost_bytes), (2, 0, 0, 2, bytes));
 }
 
-#[test]
-fn a_reopened_log_is_there_at_once() {
+#[tokio::test]
+async fn a_reopened_log_is_there_at_once() {
     let bed = Bed::new("reopen", 8);
     bed.run(&[b"old\n"]);
     let aside = bed.0.with_extension("1");
     std::fs::rename(&bed.0, &aside).unwrap();
-    bed.1.reopen().unwrap();
+    bed.1.clone().reopen().await.unwrap();
     assert_eq!(bed.entries(), []);
     bed.run(&[b"new\n"]);
     assert_eq!(texts(&bed.entries()), ["F:new"]);

@@ -3,9 +3,13 @@ use crate::bootstrap::Flags;
 use crate::{events, reaper, service, sys, whole};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How often everything that is ready runs before the process ends. An answer passes through two tasks; whoever misses it sees the process end.
 const ROUNDS: u32 = 64;
+
+/// How long a thread that waits for a log's file system is kept when there is nothing to write.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Serves until it is told to shut down.
 pub fn serve(flags: &Flags) -> io::Result<()> {
@@ -14,8 +18,8 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
     let listener = sys::take_listener();
     listener.set_nonblocking(true)?;
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).thread_stack_size(256 << 10).build()?;
-    runtime.block_on(async {
+        tokio::runtime::Builder::new_current_thread().enable_all().thread_keep_alive(IDLE).thread_stack_size(256 << 10).build()?;
+    let served = runtime.block_on(async {
         let reaper = reaper::Reaper::start()?;
         let events = events::Publisher::start(&flags.namespace, std::env::var("TTRPC_ADDRESS").ok());
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
@@ -36,7 +40,10 @@ pub fn serve(flags: &Flags) -> io::Result<()> {
         }
         let _ = std::fs::remove_file(&flags.socket);
         Ok(())
-    })
+    });
+    // Threads that wait for a log's file system are not waited for.
+    runtime.shutdown_background();
+    served
 }
 
 fn futures_listener(listener: tokio::net::UnixListener) -> tokio_stream::wrappers::UnixListenerStream {

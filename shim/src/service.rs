@@ -6,13 +6,14 @@ use crate::engine::Engine;
 use crate::events::Publisher;
 use crate::idmap::{Mapper, Maps};
 use crate::io::{Targets, Wiring};
+use crate::log::Log;
 use crate::reaper::{Exit, Reaper};
 use crate::runtime::{Checkpoint, Runtime, Wish};
 use crate::sandbox::Sandbox;
 use crate::spans::{Origin, Spans};
 use crate::{family, mounts, owner, sys};
 use births::Births;
-use patience::step;
+use patience::{hung, silent, step};
 use proto::async_trait;
 use proto::glue::{Context, fault};
 use proto::task::*;
@@ -30,7 +31,7 @@ mod births;
 mod patience;
 mod pod;
 
-/// The file of a bundle that tells what its log was given, six little-endian numbers; the daemon reads it.
+/// The file of a bundle that tells what its log was given, eight little-endian numbers; the daemon reads it.
 const LOG_COUNTERS: &str = "log-counters";
 
 /// State of the server.
@@ -143,23 +144,23 @@ impl Task for Service {
         let runtime = Runtime::choose(&wish, &self.engine, self.reaper.clone());
         let (maps, mapper) = (Maps::of_container(&config), Mapper::of(&config).map_err(failed("open the user namespace"))?);
         owner::open_bundle(&bundle, &maps).map_err(failed("open the bundle to the pod's users"))?;
+        let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
+        let name = format!("create container {}", m.id);
+        let opening = Log::of(&targets, bundle.join(LOG_COUNTERS));
+        let log = step(cx, &name, silent(&targets.stdout), opening, birth.unwanted()).await?;
         let mounting = async { mounts::mount_all(&m.rootfs, &rootfs, &mapper) };
         let mounted = self.spans.time(&origin, "mount rootfs", &m.id, mounting).await;
         mounted.map_err(failed("mount the root file system")).inspect_err(|_| drop(mounts::unmount(&rootfs)))?;
-        let targets = Targets { stdin: m.stdin, stdout: m.stdout, stderr: m.stderr, terminal: m.terminal };
-        let (name, born) = (format!("create container {}", m.id), Instant::now());
+        let born = Instant::now();
         let made = async {
-            let mut wiring = Wiring::open(&targets)?;
+            let mut wiring = Wiring::open(&targets, log)?;
             let io = wiring.child.take().ok_or_else(|| std::io::Error::other("streams are used up"))?;
             owner::give(&io, &config["process"], &maps);
             let pid = self.spans.time(&origin, "runtime.create", &m.id, runtime.create(&m.id, &bundle, io)).await?;
             wiring.connect()?;
-            if let Some(log) = &wiring.streamed.log {
-                log.count_in(&bundle.join(LOG_COUNTERS))?;
-            }
             std::io::Result::Ok((pid, wiring))
         };
-        let (pid, wiring) = match step(cx, (&name, &runtime, &bundle), made, birth.unwanted()).await {
+        let (pid, wiring) = match step(cx, &name, hung(&runtime, &bundle), made, birth.unwanted()).await {
             Ok(made) => made,
             Err(fault) => {
                 let _ = runtime.delete(&m.id, &bundle).await;
@@ -184,7 +185,7 @@ impl Task for Service {
         let origin = Origin::of(cx);
         if m.exec_id.is_empty() {
             let starting = self.spans.time(&origin, "runtime.start", &m.id, container.runtime.start(&m.id, &container.bundle));
-            step(cx, ("start", &container.runtime, &container.bundle), starting, process.unwanted()).await?;
+            step(cx, "start", hung(&container.runtime, &container.bundle), starting, process.unwanted()).await?;
             if let Some(c) = self.all().get_mut(&m.id) {
                 c.init.started = true;
             }
@@ -195,12 +196,12 @@ impl Task for Service {
             return Err(fault(Code::FAILED_PRECONDITION, format!("container {:?} has ended", m.id)));
         }
         let born = Instant::now();
-        let mut wiring = Wiring::open(&process.targets).map_err(failed("open the streams"))?;
+        let mut wiring = Wiring::open(&process.targets, None).map_err(failed("open the streams"))?;
         let Some(io) = wiring.child.take() else { return Err(fault(Code::INTERNAL, "streams are used up")) };
         owner::give(&io, &serde_json::from_slice(&process.spec).unwrap_or_default(), &container.maps);
         let running = container.runtime.exec(&m.id, &m.exec_id, &container.bundle, &process.spec, io);
         let running = self.spans.time(&origin, "runtime.exec", &m.id, running);
-        let pid = step(cx, ("exec", &container.runtime, &container.bundle), running, process.unwanted()).await?;
+        let pid = step(cx, "exec", hung(&container.runtime, &container.bundle), running, process.unwanted()).await?;
         wiring.connect().map_err(failed("take the terminal over"))?;
         match self.all().get_mut(&m.id).and_then(|c| c.execs.get_mut(&m.exec_id)) {
             Some(p) => (p.pid, p.started, p.streamed) = (pid, true, wiring.streamed.clone()),
@@ -334,7 +335,7 @@ impl Task for Service {
             file_locks: options.file_locks,
         };
         let writing = container.runtime.checkpoint(&m.id, &container.bundle, &wish);
-        step(cx, ("checkpoint", &container.runtime, &container.bundle), writing, pending()).await?;
+        step(cx, "checkpoint", hung(&container.runtime, &container.bundle), writing, pending()).await?;
         self.events.publish("/tasks/checkpointed", proto::any(&events::TaskCheckpointed { container_id: m.id, checkpoint: String::new() }));
         Ok(())
     }
@@ -364,7 +365,7 @@ impl Task for Service {
         let container = self.find(&m.id)?;
         let resources = m.resources.unwrap_or_default().value;
         let updating = container.runtime.update(&m.id, &container.bundle, &resources);
-        step(cx, ("update", &container.runtime, &container.bundle), updating, pending()).await
+        step(cx, "update", hung(&container.runtime, &container.bundle), updating, pending()).await
     }
 
     async fn stats(&self, _: &Context, m: StatsRequest) -> Result<StatsResponse> {
@@ -388,7 +389,7 @@ impl Service {
     async fn freeze(&self, cx: &Context, id: &str, pause: bool) -> Result<()> {
         let container = self.find(id)?;
         let freezing = container.runtime.freeze(id, &container.bundle, pause);
-        step(cx, ("freeze", &container.runtime, &container.bundle), freezing, pending()).await?;
+        step(cx, "freeze", hung(&container.runtime, &container.bundle), freezing, pending()).await?;
         if let Some(c) = self.all().get_mut(id) {
             c.paused = pause;
         }

@@ -136,8 +136,10 @@ async fn a_client_that_vanishes_takes_its_command_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attached_client_that_takes_nothing_holds_nobody_up() {
     let mut w = World::new(true).await;
-    let script = "sleep 2; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo line $i of many, which is as long as lines are; done";
-    let id = w.run("talker", script).await;
+    // More than the buffers of a connection take.
+    let words = "which is as long as lines are, and longer, ".repeat(5);
+    let script = format!("sleep 2; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo line $i of many, {words}; done");
+    let id = w.run("talker", &script).await;
     let stuck = attach(&mut w.cri, &id).await;
     let lively = attach(&mut w.cri, &id).await;
     let reading = tokio::spawn(lively.finish());

@@ -4,7 +4,7 @@ use proto::cri::*;
 use std::time::{Duration, Instant};
 use troupe_tests::cri::{Cri, namespaces};
 use troupe_tests::daemon::{Daemon, Options};
-use troupe_tests::{census, fuse::Silent, registry::Registry};
+use troupe_tests::{census, exposition, fuse::Silent, registry::Registry, socket::Socket};
 
 /// A daemon with an image, and the census of both.
 async fn bed(chaos: bool) -> (Daemon, Cri, String, census::Census) {
@@ -241,6 +241,180 @@ async fn a_mount_source_that_hangs_holds_up_its_own_container_only() {
     drop(silent);
     old.wait();
     settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_file_system_hangs_holds_up_its_own_container_only() {
+    let (daemon, mut cri, image, before) = bed(false).await;
+    let silent = Silent::mount(&daemon.dir.join("silent")).unwrap();
+    let path = silent.path.display().to_string();
+    let pod = cri.pod("hangs", false, &silent.path);
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let mut quiet = cri.container("quiet", &image, &["sleep", "1000"]);
+    quiet.log_path.clear();
+    let quiet = cri.run(&sandbox, &quiet, &pod).await.unwrap();
+    let id = cri.create(&sandbox, &cri.container("c", &image, &["sleep", "1000"]), &pod).await.unwrap();
+    let start = {
+        let (mut cri, id) = (cri.clone(), id.clone());
+        let mut request = tonic::Request::new(StartContainerRequest { container_id: id });
+        request.set_timeout(Duration::from_secs(3));
+        tokio::spawn(async move { cri.runtime.start_container(request).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // In the same pod, and beside it.
+    assert_eq!(cri.exec(&quiet, &["echo", "on"], 10).await.unwrap().stdout, b"on\n");
+    others_go_on(&cri, &daemon, &image, "lively").await;
+    let fault = start.await.unwrap().unwrap_err();
+    assert_eq!(fault.code(), tonic::Code::DeadlineExceeded, "{fault}");
+    assert!(fault.message().contains(&path) && fault.message().contains("did not answer"), "the error names the log: {fault}");
+    let began = Instant::now();
+    cri.drop_pod(&sandbox).await.unwrap();
+    println!("the pod was removed in {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(12), "the removal took {:?}", began.elapsed());
+    let left = census::take(&daemon);
+    assert_eq!((&left.addresses, &left.cgroups, &left.directories), (&before.addresses, &before.cgroups, &before.directories));
+    // Only the thread that waits for it is left until then.
+    drop(silent);
+    settle(&daemon, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_without_room_costs_lines_that_are_counted_and_never_the_container() {
+    let (daemon, mut cri, image, before) = bed(false).await;
+    let small = daemon.dir.join("small");
+    std::fs::create_dir(&small).unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&small).status().unwrap();
+    assert!(mounted.success());
+    let pod = cri.pod("full", true, &small);
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let command = "i=0; while [ $i -lt 5000 ]; do echo the line with the number $i; i=$((i+1)); done; touch /tmp/through; sleep 1000";
+    let id = cri.run(&sandbox, &cri.container("c", &image, &["sh", "-c", command]), &pod).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while cri.exec(&id, &["test", "-e", "/tmp/through"], 10).await.unwrap().exit_code != 0 {
+        assert!(Instant::now() < end, "the container is held up by its log");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let value = |name: &str| -> u64 {
+        let page = exposition::check(&daemon.http("/metrics").unwrap());
+        page.iter().filter(|(n, ..)| n == name).map(|(.., v)| *v as u64).sum()
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while value("containerd_cri_input_entries_total") < 5000 {
+        assert!(Instant::now() < end, "the log is behind");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = std::fs::read_to_string(small.join("c.log")).unwrap();
+    let lost = value("troupe_log_lost_entries_total");
+    assert!(lost > 1000 && value("troupe_log_lost_bytes_total") > lost * 30, "{lost}");
+    assert_eq!(log.lines().count() as u64 + lost, 5000, "each line was written or is counted");
+    assert!(log.lines().all(|l| l.contains("stdout F the line with the number")), "only whole lines");
+    cri.drop_pod(&sandbox).await.unwrap();
+    let freed = std::process::Command::new("umount").arg(&small).status().unwrap();
+    assert!(freed.success(), "nobody holds the log any more");
+    settle(&daemon, &before).await;
+}
+
+/// How a stream's connection ends, which it does within `limit`.
+async fn outcome(url: String, limit: Duration) -> String {
+    let ended = async { Socket::dial(&url, "v5.channel.k8s.io").await.finish().await.status.to_string() };
+    tokio::time::timeout(limit, ended).await.expect("the stream's connection does not end")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_shim_or_container_is_asked_has_an_end_and_leaves_nothing() {
+    let (daemon, mut cri, image, before) = bed(false).await;
+    let pod = cri.pod("stopped", true, &daemon.logs());
+    let sandbox = cri.run_pod(&pod).await.unwrap();
+    let ticks = ["sh", "-c", "while true; do echo tick; sleep 0.2; done"];
+    let id = cri.run(&sandbox, &cri.container("c", &image, &ticks), &pod).await.unwrap();
+    let [frozen, stopped] = ["frozen", "stopped"].map(|name| cri.container(name, &image, &["sleep", "1000"]));
+    let frozen = cri.run(&sandbox, &frozen, &pod).await.unwrap();
+    let stopped = cri.run(&sandbox, &stopped, &pod).await.unwrap();
+    let whole = census::take(&daemon);
+    let lasting = |census: &census::Census| (census.fifos.clone(), census.directories.clone(), census.cgroups.clone());
+
+    // An init that is stopped holds up nobody else in its container.
+    let own = |id: &str| cgroup_processes(&daemon.tag, id);
+    own(&stopped).into_iter().for_each(|pid| signal(pid, libc::SIGSTOP));
+    assert_eq!(cri.exec(&stopped, &["echo", "on"], 10).await.unwrap().stdout, b"on\n");
+
+    // Nothing runs in a frozen container, and nothing of what was tried is left when it goes.
+    freeze(&daemon.tag, &frozen);
+    let began = Instant::now();
+    let fault = cri.exec(&frozen, &["sleep", "778"], 1).await.unwrap_err();
+    assert!(fault.to_string().contains("timeout 1s exceeded"), "{fault}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    let reopen = ReopenContainerLogRequest { container_id: frozen.clone() };
+    cri.runtime.reopen_container_log(reopen).await.unwrap();
+    cri.stop(&frozen, 1).await.unwrap();
+    cri.remove(&frozen).await.unwrap();
+    cri.remove(&stopped).await.unwrap();
+
+    silence(&daemon, &sandbox);
+    let exec = ExecRequest { container_id: id.clone(), cmd: vec!["sleep".into(), "777".into()], stdout: true, ..Default::default() };
+    let exec = cri.runtime.exec(exec).await.unwrap().into_inner().url;
+    let attach = AttachRequest { container_id: id.clone(), stdout: true, ..Default::default() };
+    let attach = cri.runtime.attach(attach).await.unwrap().into_inner().url;
+    let began = Instant::now();
+    let sync = {
+        let (mut cri, id) = (cri.clone(), id.clone());
+        async move {
+            let fault = cri.exec(&id, &["sleep", "777"], 1).await.unwrap_err();
+            assert!(began.elapsed() < Duration::from_secs(12), "{:?}: {fault}", began.elapsed());
+        }
+    };
+    let reopen = {
+        let (mut cri, id) = (cri.clone(), id.clone());
+        async move {
+            let mut request = tonic::Request::new(ReopenContainerLogRequest { container_id: id });
+            request.set_timeout(Duration::from_secs(2));
+            let fault = cri.runtime.reopen_container_log(request).await.unwrap_err();
+            assert!(began.elapsed() < Duration::from_secs(4), "{:?}: {fault}", began.elapsed());
+        }
+    };
+    let limit = Duration::from_secs(20);
+    let ((), (), exec, attach) = tokio::join!(sync, reopen, outcome(exec, limit), outcome(attach, limit));
+    println!("after {:?}: exec {exec}, attach {attach}", began.elapsed());
+    assert!(exec.contains("the shim") && attach.contains("the shim"), "exec {exec}, attach {attach}");
+    shim(&daemon, &sandbox).into_iter().for_each(|p| signal(p, libc::SIGCONT));
+    let end = Instant::now() + Duration::from_secs(20);
+    while cri.exec(&id, &["echo", "back"], 5).await.map_or(true, |done| done.stdout != b"back\n") {
+        assert!(Instant::now() < end, "the shim is not taken back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let gone = |c: &str| !c.contains(&frozen) && !c.contains(&stopped);
+    let expected = {
+        let (fifos, mut directories, mut cgroups) = lasting(&whole);
+        directories.retain(|c| gone(c));
+        cgroups.retain(|c| gone(c));
+        (fifos, directories, cgroups)
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while lasting(&census::take(&daemon)) != expected && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(lasting(&census::take(&daemon)), expected, "what is left of the calls");
+    let left: Vec<_> = daemon.processes().into_iter().filter(|(_, c)| c.contains("sleep 77")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    cri.drop_pod(&sandbox).await.unwrap();
+    settle(&daemon, &before).await;
+}
+
+/// Processes of a container.
+fn cgroup_processes(tag: &str, id: &str) -> Vec<u32> {
+    let dir = census::cgroups_of(tag).into_iter().find(|d| d.ends_with(id)).unwrap();
+    let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+    text.lines().map(|l| l.parse().unwrap()).collect()
+}
+
+/// As an administrator does it, behind everybody's back.
+fn freeze(tag: &str, id: &str) {
+    let dirs: Vec<_> = census::cgroups_of(tag).into_iter().filter(|d| d.ends_with(id)).collect();
+    let file = |name: &str| dirs.iter().map(|d| d.join(name)).find(|f| f.exists());
+    match (file("freezer.state"), file("cgroup.freeze")) {
+        (Some(v1), _) => std::fs::write(v1, "FROZEN").unwrap(),
+        (None, v2) => std::fs::write(v2.unwrap(), "1").unwrap(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

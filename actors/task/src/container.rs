@@ -196,8 +196,8 @@ impl Pod {
         if !self.is_gone() {
             let link = self.link(&cx).await?;
             let request = api::DeleteRequest { id: id.clone(), ..Default::default() };
-            let deleted = rpc(&cx, "Task/Delete", self.args.timeouts.call, |c| link.task.delete(c, &request)).await;
-            match self.watch_for_silence(deleted) {
+            let deleted = self.ask(rpc(&cx, "Task/Delete", self.args.timeouts.call, |c| link.task.delete(c, &request)));
+            match deleted.await {
                 Ok(d) => container.settle(Exit {
                     code: d.exit_status,
                     at_ns: nanos(d.exited_at),
@@ -256,7 +256,7 @@ impl Pod {
             resources: Some(Any { type_url: LINUX_RESOURCES.into(), value: resources }),
             ..Default::default()
         };
-        self.watch_for_silence(rpc(&cx, "Task/Update", self.args.timeouts.call, |c| link.task.update(c, &request)).await)
+        self.ask(rpc(&cx, "Task/Update", self.args.timeouts.call, |c| link.task.update(c, &request))).await
     }
 
     /// Writes the processes down; they go on.
@@ -288,7 +288,7 @@ impl Pod {
         self.container(&id)?;
         let link = self.link(&cx).await?;
         let request = proto::shim::ReopenLogRequest { container_id: id };
-        self.watch_for_silence(rpc(&cx, "Shim/ReopenLog", self.args.timeouts.call, |c| link.shim.reopen_log(c, &request)).await)
+        self.ask(rpc(&cx, "Shim/ReopenLog", self.args.timeouts.call, |c| link.shim.reopen_log(c, &request))).await
     }
 }
 

@@ -3,9 +3,10 @@
 //! The shim writes into FIFOs that we read. Until the process has started we hold a write end ourselves, so that an early reader sees no end of file; after
 //! its end the output is read until all writers are gone, or for a while if a grandchild keeps the pipe. A caller that goes away, or whose time is up,
 //! takes the process and all that it began with it. The FIFOs go last: what a lost generation leaves of them names what has to be ended.
+use crate::fifos::{self, Live};
 use crate::link::{self, Link, rpc};
 use crate::pod::Pod;
-use crate::{Drain, bundle, fifos};
+use crate::{Drain, bundle};
 use kernel::{Cx, Fault, Result, ResultExt};
 use messages::task::{ExecResult, ExecSync};
 use proto::prost_types::Any;
@@ -20,6 +21,9 @@ use tokio::time::{Instant, sleep_until};
 
 /// Type of an exec's specification.
 pub const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+
+/// How long an answer waits for what it leaves to be gone.
+const FORGET: Duration = Duration::from_secs(1);
 
 /// One stream.
 struct Stream {
@@ -63,7 +67,7 @@ impl Pod {
         }
         let link = self.link(&cx).await?;
         let live = self.new_exec();
-        let (dir, exec_id) = (bundle::fifos(&self.args, &self.id), live.id.as_str());
+        let (dir, exec_id) = (bundle::fifos(&self.args, &self.id), &live.id.clone());
         let (out, err) = (Stream::open(&dir, &m.id, exec_id, "out")?, Stream::open(&dir, &m.id, exec_id, "err")?);
         let request = api::ExecProcessRequest {
             id: m.id.clone(),
@@ -73,23 +77,33 @@ impl Pod {
             spec: Some(Any { type_url: PROCESS.into(), value: m.process.clone() }),
             ..Default::default()
         };
-        let ended = match rpc(&cx, "Task/Exec", self.args.timeouts.call, |c| link.task.exec(c, &request)).await {
+        let ended = match self.ask(rpc(&cx, "Task/Exec", self.args.timeouts.call, |c| link.task.exec(c, &request))).await {
             Ok(_) => self.run_exec(&cx, &link, &m, exec_id, (&out, &err)).await,
             Err(fault) => Err(fault),
         };
-        let cx = cx.without_deadline();
-        let forgotten = match &ended {
-            Ok(_) => self.delete_exec(&cx, &link, &m.id, exec_id).await,
-            Err(_) => self.end_exec(&cx, &link, &m.id, exec_id).await,
-        };
-        match forgotten {
-            Ok(()) => [&out, &err].into_iter().for_each(|s| drop(std::fs::remove_file(&s.path))),
-            Err(e) => tracing::warn!(container = container.id, error = %e, "an exec is not deleted"),
-        }
+        self.forget_exec(&cx.without_deadline(), link.clone(), &m.id, live, ended.is_ok(), [&out, &err].map(|s| s.path.clone())).await;
         let code = self.watch_for_silence(ended)?;
         let (mut stdout, mut stderr) = (out.kept.take(), err.kept.take());
         share(&mut stdout, &mut stderr, m.max_output);
         Ok(ExecResult { code, stdout, stderr })
+    }
+
+    /// Has the shim forget an exec, which is ended if it has not `ended` by itself. This takes milliseconds; where it does not, for the shim is silent, it
+    /// goes on in the background.
+    async fn forget_exec(self: &Rc<Self>, cx: &Cx, link: Link, id: &str, live: Live, ended: bool, paths: [PathBuf; 2]) {
+        let (pod, id) = (self.clone(), id.to_owned());
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        cx.spawn("exec.forget", move |cx| async move {
+            let forgotten =
+                if ended { pod.delete_exec(&cx, &link, &id, &live.id).await } else { pod.end_exec(&cx, &link, &id, &live.id).await };
+            match forgotten {
+                Ok(()) => paths.iter().for_each(|path| drop(std::fs::remove_file(path))),
+                // Its FIFOs stay: the sweep after the shim answers again finds it.
+                Err(e) => tracing::warn!(container = id, error = %e, "an exec is not deleted"),
+            }
+            drop(tell);
+        });
+        let _ = tokio::time::timeout(FORGET, told).await;
     }
 
     /// Starts it, and answers its code at its end.
@@ -102,7 +116,7 @@ impl Pod {
             a.and(b)
         };
         let running = async {
-            rpc(cx, "Task/Start", self.args.timeouts.call, |c| link.task.start(c, &request)).await?;
+            self.ask(rpc(cx, "Task/Start", self.args.timeouts.call, |c| link.task.start(c, &request))).await?;
             // The shim has the FIFOs open now.
             drop((out.writer.take(), err.writer.take()));
             cx.step("exec is running");

@@ -5,7 +5,7 @@
 //! would run on in the container with nobody to end it.
 //!
 //! An [`ExecSync`](messages::task::ExecSync) lives and dies with its generation of the pod's actor. A session belongs to the streaming server, which outlives
-//! the actor but not the daemon; its name has this run of the daemon in it.
+//! the actor but not the daemon; its name has this run of the daemon in it. One that was closed while its shim was silent is swept like those of others.
 use crate::link::{Link, rpc};
 use crate::{bundle, pod::Pod};
 use kernel::{Class, Cx, Result, ResultExt};
@@ -25,18 +25,18 @@ const AGAIN: Duration = Duration::from_millis(50);
 static RUN: LazyLock<String> = LazyLock::new(|| format!("s{}", Uuid::new_v4().simple()));
 
 /// An exec that its caller waits for; under way as long as this lives.
-pub struct Live<'a> {
-    pod: &'a Pod,
+pub struct Live {
+    pod: Rc<Pod>,
     /// Id of the exec.
     pub id: String,
 }
 
 impl Pod {
     /// Names a new exec.
-    pub fn new_exec(&self) -> Live<'_> {
+    pub fn new_exec(self: &Rc<Self>) -> Live {
         let id = format!("x{}", Uuid::new_v4().simple());
         self.execs.borrow_mut().insert(id.clone());
-        Live { pod: self, id }
+        Live { pod: self.clone(), id }
     }
 
     /// Kills the execs that nobody waits for any more, and removes the FIFOs of those and of sessions that have lost their server.
@@ -52,7 +52,10 @@ impl Pod {
     async fn sweep(&self, cx: &Cx, link: &Link, container: String, exec_id: String, paths: Vec<PathBuf>) {
         tracing::info!(sandbox = self.id, container, exec_id, "an exec has lost its caller and is ended");
         match self.end_exec(cx, link, &container, &exec_id).await {
-            Ok(()) => paths.iter().for_each(|p| drop(std::fs::remove_file(p))),
+            Ok(()) => {
+                paths.iter().for_each(|p| drop(std::fs::remove_file(p)));
+                self.closed.borrow_mut().remove(&exec_id);
+            }
             // Its FIFOs stay, so the next sweep finds it.
             Err(error) => tracing::warn!(sandbox = self.id, container, exec_id, %error, "an exec is not deleted"),
         }
@@ -81,11 +84,12 @@ impl Pod {
     }
 
     fn is_live(&self, exec_id: &str) -> bool {
-        exec_id.starts_with(RUN.as_str()) || self.execs.borrow().contains(exec_id)
+        let session = exec_id.starts_with(RUN.as_str()) && !self.closed.borrow().contains(exec_id);
+        session || self.execs.borrow().contains(exec_id)
     }
 }
 
-impl Drop for Live<'_> {
+impl Drop for Live {
     fn drop(&mut self) {
         self.pod.execs.borrow_mut().remove(&self.id);
     }

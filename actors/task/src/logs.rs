@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 /// A bundle's file: these numbers, little-endian, in this order.
 const FILE: &str = "log-counters";
-const NUMBERS: [(&str, &str); 6] = [
-    ("input_entries", "Lines that containers wrote."),
-    ("output_entries", "Log entries written."),
-    ("input_bytes", "Bytes that containers wrote."),
-    ("output_bytes", "Bytes of log written."),
-    ("split_entries", "Log entries that are no line's end."),
-    ("split_bytes", "Bytes in log entries that are no line's end."),
+const NUMBERS: [(&str, &str); 8] = [
+    ("containerd_cri_input_entries_total", "Lines that containers wrote."),
+    ("containerd_cri_output_entries_total", "Log entries written."),
+    ("containerd_cri_input_bytes_total", "Bytes that containers wrote."),
+    ("containerd_cri_output_bytes_total", "Bytes of log written."),
+    ("containerd_cri_split_entries_total", "Log entries that are no line's end."),
+    ("containerd_cri_split_bytes_total", "Bytes in log entries that are no line's end."),
+    ("troupe_log_lost_entries_total", "Log entries that were lost, because the log's file system had no room for them."),
+    ("troupe_log_lost_bytes_total", "Their bytes."),
 ];
 
 type Numbers = [u64; NUMBERS.len()];
@@ -59,7 +61,7 @@ impl Logs {
     /// Shows them with the system's metrics; again after a restart, which changes nothing.
     pub(crate) fn show(&self, system: &System, bundles: PathBuf) {
         let build = || -> prometheus::Result<Vec<Counter>> {
-            let opts = |(name, help): (&str, &str)| Opts::new(format!("containerd_cri_{name}_total"), help);
+            let opts = |(name, help): (&str, &str)| Opts::new(name, help);
             NUMBERS.into_iter().map(|n| Counter::with_opts(opts(n))).collect()
         };
         let shown = build().and_then(|counters| system.metrics().register(Box::new(Shown { logs: self.clone(), bundles, counters })));
@@ -101,13 +103,13 @@ mod tests {
         let tell = |name: &str, n: u64| {
             let bundle = dir.path().join(name);
             std::fs::create_dir_all(&bundle).unwrap();
-            let bytes: Vec<u8> = (0..6).flat_map(|i| (n + i).to_le_bytes()).collect();
+            let bytes: Vec<u8> = (0..8).flat_map(|i| (n + i).to_le_bytes()).collect();
             std::fs::write(bundle.join(FILE), bytes).unwrap();
             bundle
         };
         let logs = Logs::default();
         let (one, _two) = (tell("one", 10), tell("two", 100));
-        assert_eq!(logs.sum(dir.path()), [110, 112, 114, 116, 118, 120]);
+        assert_eq!(logs.sum(dir.path()), [110, 112, 114, 116, 118, 120, 122, 124]);
         logs.retire(&one);
         assert_eq!(logs.sum(dir.path())[0], 110);
         logs.retire(&one);

@@ -46,6 +46,8 @@ pub struct Pod {
     pub creating: RefCell<HashSet<String>>,
     /// Execs that callers of this generation wait for.
     pub execs: RefCell<HashSet<String>>,
+    /// Execs of sessions that were closed while the shim could not be told.
+    pub closed: RefCell<HashSet<String>>,
     /// Containers by id.
     pub containers: RefCell<HashMap<String, Rc<Container>>>,
 }
@@ -108,6 +110,7 @@ impl Pod {
             removing: Cell::new(false),
             creating: RefCell::default(),
             execs: RefCell::default(),
+            closed: RefCell::default(),
             containers: RefCell::new(containers),
         })
     }

@@ -154,13 +154,17 @@ impl Pod {
         let helpers = process::shims_of(cx, &self.id, &self.args.grpc_address).await;
         shim.extend(helpers.into_iter().filter_map(|pid| Process::open(pid).ok()));
         tracing::warn!(sandbox = self.id, error = %why, "a deaf shim is killed to stop its pod");
-        cx.run("shim.kill", |_| async {
-            for process in shim {
-                self.end(&process, self.args.timeouts.shutdown).await?;
-            }
-            Ok(())
-        })
-        .await?;
+        let ended = cx.run("shim.kill", |_| async {
+            let ends = shim.iter().map(|process| self.end(process, self.args.timeouts.shutdown));
+            futures::future::join_all(ends).await.into_iter().collect::<Result<()>>()
+        });
+        if let Err(e) = ended.await {
+            // Its end will not be seen soon. It does nothing any more: a file system that does not answer holds a thread of it.
+            tracing::warn!(sandbox = self.id, error = %e, "a killed shim is stuck in the kernel, and left there");
+            self.state.send_replace(State::Gone("it was killed, and is stuck in the kernel".into()));
+            self.lose_all(cx).await;
+            return Ok(());
+        }
         // The supervisor sees its end, and ends what it left.
         let gone = tokio::time::timeout(self.args.timeouts.load, self.ended()).await;
         gone.map_err(|_| Fault::unavailable(format!("pod {}: the end of the killed shim is not noted yet", self.id)))?.map(drop)
@@ -190,8 +194,11 @@ impl Pod {
         }
         for process in shim {
             let patience = if matches!(state, State::Up(_)) { self.args.timeouts.shutdown } else { Duration::ZERO };
-            if !process.ended_within(patience).await {
-                cx.run("shim.kill", |_| self.end(&process, self.args.timeouts.shutdown)).await?;
+            if !process.ended_within(patience).await
+                && let Err(e) = cx.run("shim.kill", |_| self.end(&process, self.args.timeouts.shutdown)).await
+            {
+                // It does nothing any more, for a file system that does not answer holds a thread of it; what it has is given back without it.
+                tracing::warn!(sandbox = self.id, error = %e, "a killed shim is stuck in the kernel, and left there");
             }
         }
         self.state.send_replace(State::Gone("removed".into()));

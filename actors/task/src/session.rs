@@ -41,9 +41,9 @@ impl Pod {
         let spec = Some(Any { type_url: PROCESS.into(), value: m.process });
         let add = api::ExecProcessRequest { id: m.id.clone(), exec_id: exec_id.clone(), terminal: m.terminal, stdin, stdout, stderr, spec };
         let limit = self.args.timeouts.call;
-        self.watch_for_silence(rpc(&cx, "Task/Exec", limit, |c| link.task.exec(c, &add)).await)?;
+        self.ask(rpc(&cx, "Task/Exec", limit, |c| link.task.exec(c, &add))).await?;
         let start = api::StartRequest { id: m.id, exec_id };
-        self.watch_for_silence(rpc(&cx, "Task/Start", limit, |c| link.task.start(c, &start)).await)?;
+        self.ask(rpc(&cx, "Task/Start", limit, |c| link.task.start(c, &start))).await?;
         self.collect_spans(&cx, &link);
         Ok(())
     }
@@ -64,21 +64,21 @@ impl Pod {
             stdout_fifo: m.session.stdout,
             stderr_fifo: m.session.stderr,
         };
-        self.watch_for_silence(rpc(&cx, "Shim/Attach", self.args.timeouts.call, |c| link.shim.attach(c, &request)).await)
+        self.ask(rpc(&cx, "Shim/Attach", self.args.timeouts.call, |c| link.shim.attach(c, &request))).await
     }
 
     /// Sets a terminal's size.
     pub async fn resize(self: Rc<Self>, cx: Cx, m: Resize) -> Result<()> {
         let link = self.link(&cx).await?;
         let request = api::ResizePtyRequest { id: m.id, exec_id: m.exec_id, width: m.width.into(), height: m.height.into() };
-        self.watch_for_silence(rpc(&cx, "Task/ResizePty", self.args.timeouts.call, |c| link.task.resize_pty(c, &request)).await)
+        self.ask(rpc(&cx, "Task/ResizePty", self.args.timeouts.call, |c| link.task.resize_pty(c, &request))).await
     }
 
     /// Ends the input.
     pub async fn close_input(self: Rc<Self>, cx: Cx, m: CloseInput) -> Result<()> {
         let link = self.link(&cx).await?;
         let request = api::CloseIoRequest { id: m.id, exec_id: m.exec_id, stdin: true };
-        self.watch_for_silence(rpc(&cx, "Task/CloseIO", self.args.timeouts.call, |c| link.task.close_io(c, &request)).await)
+        self.ask(rpc(&cx, "Task/CloseIO", self.args.timeouts.call, |c| link.task.close_io(c, &request))).await
     }
 
     /// Gives it back. The FIFOs go in any case. A process that still runs has lost its client: all that it began hears of it, and what goes on regardless is
@@ -98,12 +98,14 @@ impl Pod {
             return Ok(());
         }
         // Where the shim cannot be asked, what is left of the FIFOs tells the next one who can.
+        self.closed.borrow_mut().insert(session.exec_id.clone());
         let link = self.link(&cx).await?;
         let kill = api::KillRequest { id: m.id.clone(), exec_id: session.exec_id.clone(), signal: HANGUP, all: true };
         if rpc(&cx, "Task/Kill", self.args.timeouts.cleanup, |c| link.task.kill(c, &kill)).await.is_ok() {
             let _ = tokio::time::timeout(GOODBYE, link::wait(&cx, &link.task, &m.id, &session.exec_id)).await;
         }
         self.end_exec(&cx, &link, &m.id, &session.exec_id).await?;
+        self.closed.borrow_mut().remove(&session.exec_id);
         remove();
         Ok(())
     }

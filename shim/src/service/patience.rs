@@ -3,7 +3,7 @@
 use super::failed;
 use crate::runtime::Runtime;
 use proto::glue::{Context, fault};
-use proto::ttrpc::{Code, Error, Result};
+use proto::ttrpc::{Code, Result};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -17,26 +17,34 @@ fn limit(cx: &Context) -> Option<Duration> {
     Some(allowed - (allowed / 4).min(RESERVE))
 }
 
-/// Does a step, unless it is given up before: because time is up, or because of what `given_up` says.
+/// Does a step, unless it is given up before: because time is up, which `late` tells of, or because of what `given_up` says.
 pub async fn step<T>(
     cx: &Context,
-    (name, runtime, bundle): (&str, &Runtime, &Path),
+    name: &str,
+    late: impl FnOnce(Duration) -> String,
     work: impl Future<Output = io::Result<T>>,
     given_up: impl Future<Output = &'static str>,
 ) -> Result<T> {
+    let limit = limit(cx);
     let overdue = async {
-        match limit(cx) {
+        match limit {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }
     };
     tokio::select! {
         done = work => done.map_err(failed(name)),
-        () = overdue => Err(endless(name, &runtime.last_words(bundle), limit(cx).unwrap_or_default())),
+        () = overdue => Err(fault(Code::DEADLINE_EXCEEDED, format!("{name}: {}", late(limit.unwrap_or_default())))),
         why = given_up => Err(fault(Code::ABORTED, format!("{name}: given up, for {why}"))),
     }
 }
 
-fn endless(name: &str, who: &str, limit: Duration) -> Error {
-    fault(Code::DEADLINE_EXCEEDED, format!("{name}: {who} did not end within {limit:.1?} and was killed"))
+/// Tells of a runtime that is late.
+pub fn hung(runtime: &Runtime, bundle: &Path) -> impl FnOnce(Duration) -> String {
+    move |limit| format!("{} did not end within {limit:.1?} and was killed", runtime.last_words(bundle))
+}
+
+/// Tells of a log that is late.
+pub fn silent(what: &str) -> impl FnOnce(Duration) -> String {
+    move |limit| format!("the file system of the log {what} did not answer within {limit:.1?}")
 }

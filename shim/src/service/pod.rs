@@ -1,4 +1,5 @@
 //! The sandbox service, and the private one.
+use super::patience::{silent, step};
 use super::{Service, failed};
 use crate::container::Container;
 use crate::reaper::Exit;
@@ -104,9 +105,10 @@ impl sb::Sandbox for Service {
 
 #[async_trait]
 impl own::Shim for Service {
-    async fn reopen_log(&self, _: &Context, m: own::ReopenLogRequest) -> Result<()> {
-        let container = self.find(&m.container_id)?;
-        container.init.streamed.log.map_or(Ok(()), |log| log.reopen()).map_err(failed("reopen the log"))
+    async fn reopen_log(&self, cx: &Context, m: own::ReopenLogRequest) -> Result<()> {
+        let Some(log) = self.find(&m.container_id)?.init.streamed.log else { return Ok(()) };
+        let path = log.path().display().to_string();
+        step(cx, "reopen the log", silent(&path), log.reopen(), std::future::pending()).await
     }
 
     async fn spans(&self, _: &Context, _: own::SpansRequest) -> Result<own::SpansResponse> {
