@@ -47,7 +47,7 @@ pub struct Request {
     pub root: PathBuf,
     /// Cgroups through systemd.
     pub systemd: bool,
-    /// Bundle (create).
+    /// Bundle.
     pub bundle: PathBuf,
     /// Process (exec) or resources (update).
     pub file: Option<PathBuf>,
@@ -111,7 +111,7 @@ impl Engine {
         let mut lines = tokio::io::BufReader::new(tokio::net::UnixStream::from_std(answer)?).lines();
         let died = || io::Error::other(format!("the engine died in {}", request.step));
         let worker: u32 = lines.next_line().await?.and_then(|pid| pid.parse().ok()).ok_or_else(died)?;
-        let mut worker = Group::of(worker);
+        let mut worker = if request.bundle.as_os_str().is_empty() { Group::of(worker) } else { Group::noted(worker, &request.bundle) };
         let text = lines.next_line().await?.ok_or_else(died)?;
         worker.ended();
         let told: Value = serde_json::from_str(&text).map_err(|_| died())?;

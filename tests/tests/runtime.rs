@@ -141,6 +141,48 @@ async fn a_runtime_that_hangs_in_a_step_costs_that_call_and_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_hangs_while_the_daemon_or_its_shim_is_killed_is_ended() {
+    let mut bed = with_runtime().await;
+    let hung = |bed: &Bed| bed.daemon.processes().iter().filter(|(_, c)| c.contains("sleep 9876")).count();
+    let mut pods = vec![];
+    for wrong in ["create", "start"] {
+        let (cri, sandbox, id) = bed.made(wrong).await;
+        let mut caller = cri.clone();
+        tokio::spawn(async move { drop(caller.start(&id).await) });
+        pods.push((cri, sandbox));
+    }
+    let until = async |bed: &Bed, expected: usize, what: &str| {
+        let end = Instant::now() + Duration::from_secs(15);
+        while hung(bed) != expected {
+            assert!(Instant::now() < end, "{what}: {:?}", bed.daemon.processes());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    until(&bed, 4, "both hang").await;
+    bed.daemon.kill();
+    bed.daemon.spawn().await.unwrap();
+    bed.cri = bed.daemon.cri().await.unwrap();
+    until(&bed, 0, "the next daemon ends what its predecessor's callers wanted").await;
+    for (_, sandbox) in pods {
+        bed.cri.clone().drop_pod(&sandbox).await.unwrap();
+    }
+    for wrong in ["create", "start"] {
+        let (cri, sandbox, id) = bed.made(wrong).await;
+        let mut caller = cri.clone();
+        tokio::spawn(async move { drop(caller.start(&id).await) });
+        until(&bed, 2, "it hangs").await;
+        let shims = bed.daemon.processes().into_iter().filter(|(_, c)| c.contains("containerd-shim-troupe") && c.contains(&sandbox));
+        for (pid, _) in shims {
+            // SAFETY: kill(2) with a plain pid and signal number touches no memory.
+            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        }
+        until(&bed, 0, "it ends with its shim").await;
+        cri.clone().drop_pod(&sandbox).await.unwrap();
+    }
+    bed.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_that_crashes_or_lies_is_told_of_and_all_is_undone() {
     let bed = with_runtime().await;
     let life = async |(wrong, expected): (&'static str, &'static str)| {

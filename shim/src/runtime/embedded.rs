@@ -45,8 +45,8 @@ impl Embedded {
         self.ask(Request { bundle: bundle.into(), ..self.request("create", id) }, Some(io)).await
     }
     /// Starts.
-    pub async fn start(&self, id: &str) -> io::Result<()> {
-        self.ask(self.request("start", id), None).await.map(drop)
+    pub async fn start(&self, id: &str, bundle: &Path) -> io::Result<()> {
+        self.ask(Request { bundle: bundle.into(), ..self.request("start", id) }, None).await.map(drop)
     }
     /// Runs a further process.
     pub async fn exec(&self, id: &str, exec_id: &str, bundle: &Path, process: &[u8], io: ChildIo) -> io::Result<u32> {

@@ -117,7 +117,7 @@ impl Runtime {
     /// Starts what was created.
     pub async fn start(&self, id: &str, bundle: &Path) -> io::Result<()> {
         match self {
-            Runtime::Embedded(r) => r.start(id).await,
+            Runtime::Embedded(r) => r.start(id, bundle).await,
             Runtime::External(r) => r.start(id, bundle).await,
         }
     }
@@ -165,6 +165,7 @@ fn note(bundle: &Path, binary: &str, root: &Path, systemd: bool) -> io::Result<(
 
 /// Deletes the container of a bundle whose server is gone. For a process of one thread.
 pub fn delete_orphan(bundle: &Path, id: &str) -> io::Result<()> {
+    crate::group::end_noted(bundle);
     let Ok(text) = std::fs::read_to_string(bundle.join("runtime")) else { return Ok(()) };
     let mut lines = text.lines();
     let (binary, root) = (lines.next().unwrap_or("runc"), lines.next().unwrap_or(ROOT));

@@ -34,7 +34,7 @@ pub async fn run(mut command: Command, step: &str, log: &Path, io: Option<ChildI
     let child = command.process_group(0).spawn().map_err(|e| io::Error::new(e.kind(), format!("{binary}: {e}")))?;
     // Our copies of the write ends live in it.
     drop(command);
-    let mut group = Group::of(child.id());
+    let mut group = Group::noted(child.id(), log.parent().unwrap_or(log));
     let mut ended = reaper.wait(child.id(), began);
     let mut printed = Vec::new();
     let exit = tokio::select! {
