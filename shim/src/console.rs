@@ -32,7 +32,7 @@ impl Console {
         self.listener.set_nonblocking(true)?;
         let (socket, _) = self.listener.accept()?;
         socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
         let mut space = nix::cmsg_space!([i32; 1]);
         let mut name = [0u8; 4096];
         let mut parts = [io::IoSliceMut::new(&mut name)];

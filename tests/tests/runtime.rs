@@ -106,14 +106,21 @@ async fn a_runtime_that_hangs_in_a_step_costs_that_call_and_nothing_is_left() {
     let bed = with_runtime().await;
     let life = async |wrong: &'static str| {
         let (mut cri, sandbox, id) = bed.made(wrong).await;
-        let (patience, began) = (Duration::from_secs(3), Instant::now());
+        let exec = ExecSyncRequest { container_id: id.clone(), cmd: vec!["sleep".into(), "1234".into()], timeout: 0 };
+        let (patience, began) = (Duration::from_secs(6), Instant::now());
         let started = cri.runtime.start_container(within(patience, StartContainerRequest { container_id: id.clone() })).await;
         let fault = match wrong {
-            "exec" | "late-exec" => {
+            "exec" => {
                 started.unwrap();
-                let cmd = vec!["sleep".into(), "1234".into()];
-                let exec = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 0 };
                 Some(cri.runtime.exec_sync(within(patience, exec)).await.unwrap_err())
+            }
+            // It goes on until its pod is removed.
+            "late-exec" => {
+                started.unwrap();
+                let mut cri = cri.clone();
+                tokio::spawn(async move { drop(cri.runtime.exec_sync(exec).await) });
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                None
             }
             "delete" => {
                 started.unwrap();
@@ -254,7 +261,7 @@ async fn a_hook_that_hangs_costs_its_own_container_and_nothing_is_left() {
         let mut config = cri.container("c", &bed.image, &["sleep", "1000"]);
         config.cdi_devices = vec![CdiDevice { name: format!("test.com/hook={hook}") }];
         let id = cri.create(&sandbox, &config, &pod).await.unwrap();
-        let start = within(Duration::from_secs(2), StartContainerRequest { container_id: id.clone() });
+        let start = within(Duration::from_secs(6), StartContainerRequest { container_id: id.clone() });
         match (hook, cri.runtime.start_container(start).await) {
             ("createRuntime", Err(fault)) => {
                 assert!(fault.message().contains("the engine did not end within"), "{fault}");
@@ -296,14 +303,14 @@ async fn a_shim_that_does_not_start_is_told_of_in_its_own_words_and_nothing_is_l
             let table = format!("plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.{name}");
             text += &format!("[{table}]\nruntime_type = \"io.containerd.{name}.v2\"\nruntime_path = {path:?}\n");
         }
-        text + "[timeouts]\n\"io.troupe.timeout.shim.start\" = \"4s\"\n"
+        text + "[timeouts]\n\"io.troupe.timeout.shim.start\" = \"6s\"\n"
     })
     .await;
     let attempt = async |(name, _, words): (&'static str, &'static str, &'static str)| {
         let mut cri = bed.cri.clone();
         let request = RunPodSandboxRequest { config: Some(cri.pod(name, false, &bed.daemon.logs())), runtime_handler: name.into() };
         let began = Instant::now();
-        let fault = cri.runtime.run_pod_sandbox(within(Duration::from_secs(2), request)).await.unwrap_err();
+        let fault = cri.runtime.run_pod_sandbox(within(Duration::from_secs(4), request)).await.unwrap_err();
         println!("{name}: after {:?}: {fault}", began.elapsed());
         assert!(fault.message().contains(words), "{name}: {fault}");
     };
