@@ -167,14 +167,12 @@ impl<P: Protocol> Addr<P> {
         };
         self.system.may_call(cx, &entry)?;
         let deadline = cx.deadline().unwrap_or_else(|| Instant::now() + entry.spec.deadline);
-        let waits = cx.0.op.waits(format!("{} {}", entry.name, M::NAME));
+        let _waits = cx.0.op.calls(format!("{} {}", entry.name, M::NAME));
         let limit = tokio::time::sleep_until(deadline.into());
-        let result = tokio::select! {
+        tokio::select! {
             r = self.exchange(cx, &entry, m) => r,
             () = limit => Err(Fault::deadline_exceeded(format!("{} of {} did not answer in time", M::NAME, entry.name))),
-        };
-        cx.0.op.waits(waits);
-        result
+        }
     }
 
     async fn exchange<M: Message<To = P>>(&self, cx: &Cx, entry: &Arc<Entry>, m: M) -> Result<M::Reply> {

@@ -42,6 +42,15 @@ pub(crate) fn random() -> u64 {
     })
 }
 
+/// A step of a future that may be dropped.
+struct Step<'a>(&'a Cx);
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.0.0.op.step_done(self.0.0.span, false);
+    }
+}
+
 impl Cx {
     pub(crate) fn derive(&self, change: impl FnOnce(&mut Inner)) -> Cx {
         let i = &self.0;
@@ -110,9 +119,9 @@ impl Cx {
     pub fn system(&self) -> &System {
         &self.0.system
     }
-    /// Sets the operation's current step without a span of its own (progress texts).
+    /// Sets the operation's current step without a span of its own (progress texts). It is over with the span that it is set in.
     pub fn step(&self, step: impl Into<Cow<'static, str>>) {
-        self.0.op.step(step.into());
+        self.0.op.step(self.0.span, step.into());
     }
     /// An attribute of the current span.
     pub fn attr(&self, key: &'static str, value: impl std::fmt::Display) {
@@ -130,13 +139,11 @@ impl Cx {
     {
         let name = step.into();
         let child = self.derive(|i| i.span = random());
-        let before = self.0.op.step(name.clone());
+        child.step(name.clone());
+        // Whoever waits may stop to.
+        let _over = Step(&child);
         let (start, began) = (SystemTime::now(), Instant::now());
         let result = Scoped::new(child.clone(), f(child.clone())).await;
-        if result.is_ok() {
-            // After a failure the step stays, so that the error can name it.
-            self.0.op.step_done(&name, before);
-        }
         child.push(SpanKind::Step, self.0.span, name, start, Duration::ZERO, began.elapsed(), result.as_ref().err());
         result
     }
@@ -151,6 +158,7 @@ impl Cx {
         took: Duration,
         error: Option<&Fault>,
     ) {
+        self.0.op.step_done(self.0.span, error.is_some());
         self.0.system.span_ended(&name, took, error.is_none());
         let attrs = std::mem::take(&mut *self.0.attrs.lock());
         let failure = error.map(|e| format!("{:?}: {}", e.class, e.message));

@@ -14,28 +14,73 @@ pub(crate) struct Op {
     pub name: Cow<'static, str>,
     pub actor: Arc<str>,
     pub began: Instant,
-    pub now: Mutex<(Cow<'static, str>, String, u128)>,
+    pub now: Mutex<Now>,
     pub table: std::sync::Weak<dashmap::DashMap<u64, std::sync::Weak<Op>>>,
     /// Nobody waits for it any more.
     pub over: (AtomicBool, tokio::sync::Notify),
 }
 
-impl Op {
-    pub fn step(&self, step: Cow<'static, str>) -> Cow<'static, str> {
-        std::mem::replace(&mut self.now.lock().0, step)
+/// Where an operation stands. Parts of it may go on side by side; the one shown is the youngest that is not over.
+#[derive(Default)]
+pub(crate) struct Now {
+    begun: u64,
+    /// Steps that are not over, by the span they belong to, the youngest last.
+    steps: Vec<(u64, u64, Cow<'static, str>)>,
+    /// What began last of what failed last: the cause, of which those around it failed, too.
+    failed: Option<(u64, Cow<'static, str>)>,
+    /// Calls that are not answered, by numbers of their own.
+    calls: Vec<(u64, String)>,
+    pub trace: u128,
+}
+
+impl Now {
+    pub fn of(trace: u128) -> Now {
+        Now { trace, ..Default::default() }
     }
-    /// A step ends: what was before it is shown again, unless a step beside it has begun meanwhile.
-    pub fn step_done(&self, step: &str, before: Cow<'static, str>) {
+    /// Once nothing goes on, the step that failed is shown, so that an error can name it.
+    pub fn step(&self) -> &str {
+        let failed = self.failed.as_ref().map(|(_, step)| step);
+        self.steps.last().map(|(_, _, step)| step).or(failed).map_or("", |step| step)
+    }
+    pub fn waiting_on(&self) -> &str {
+        self.calls.last().map_or("", |(_, call)| call)
+    }
+}
+
+impl Op {
+    /// A step of a span begins, in place of the one before.
+    pub fn step(&self, span: u64, step: Cow<'static, str>) {
         let mut now = self.now.lock();
-        if now.0 == step {
-            now.0 = before;
+        now.begun += 1;
+        let begun = now.begun;
+        now.steps.retain(|(of, ..)| *of != span);
+        now.steps.push((span, begun, step));
+    }
+    /// The step of a span, if it has one, is over.
+    pub fn step_done(&self, span: u64, failed: bool) {
+        let mut now = self.now.lock();
+        let Some(at) = now.steps.iter().rposition(|(of, ..)| *of == span) else { return };
+        let (_, begun, step) = now.steps.remove(at);
+        if failed && now.failed.as_ref().is_none_or(|(within, _)| *within < begun) {
+            now.failed = Some((begun, step));
         }
     }
-    pub fn waits(&self, on: String) -> String {
-        std::mem::replace(&mut self.now.lock().1, on)
+    /// A call begins; it is over when the answer is dropped.
+    pub fn calls(&self, call: String) -> impl Drop {
+        struct Calling<'a>(&'a Op, u64);
+        impl Drop for Calling<'_> {
+            fn drop(&mut self) {
+                self.0.now.lock().calls.retain(|(number, _)| *number != self.1);
+            }
+        }
+        let mut now = self.now.lock();
+        now.begun += 1;
+        let begun = now.begun;
+        now.calls.push((begun, call));
+        Calling(self, begun)
     }
     pub fn trace(&self, trace: u128) {
-        self.now.lock().2 = trace;
+        self.now.lock().trace = trace;
     }
     fn end(&self) {
         self.over.0.store(true, Ordering::Release);
@@ -97,8 +142,8 @@ impl Operation {
     /// Where it stands: `op=… step=… trace=…`.
     pub fn describe(&self) -> String {
         let now = self.cx.0.op.now.lock();
-        let wait = if now.1.is_empty() { String::new() } else { format!(" waiting_on={}", now.1) };
-        format!("op={} step={:?}{wait} trace={}", self.cx.0.op.id, now.0, self.cx.trace_id())
+        let wait = Some(now.waiting_on()).filter(|w| !w.is_empty()).map(|w| format!(" waiting_on={w}")).unwrap_or_default();
+        format!("op={} step={:?}{wait} trace={}", self.cx.0.op.id, now.step(), self.cx.trace_id())
     }
     fn end(&mut self, error: Option<&Fault>) {
         if !std::mem::replace(&mut self.done, true) {

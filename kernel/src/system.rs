@@ -6,7 +6,7 @@ use crate::chaos::Chaos;
 use crate::cx::{Cx, Inner as CxInner, random};
 use crate::manifest::{Isolation, Manifest, Restart, Strategy};
 use crate::metrics::Metrics;
-use crate::operation::{Op, OpInfo, Operation, new_trace, parse_traceparent};
+use crate::operation::{Now, Op, OpInfo, Operation, new_trace, parse_traceparent};
 use crate::recorder::{Recorder, SpanRecord};
 use crate::thread::Home;
 use crate::{Actor, Fault, Protocol, Result};
@@ -444,7 +444,7 @@ impl System {
             name: name.into(),
             actor,
             began: Instant::now(),
-            now: Mutex::new((Cow::Borrowed(""), String::new(), trace)),
+            now: Mutex::new(Now::of(trace)),
             table: Arc::downgrade(&self.0.ops),
             over: Default::default(),
         });
@@ -524,9 +524,9 @@ impl System {
                     id: op.id,
                     name: op.name.to_string(),
                     actor: op.actor.to_string(),
-                    step: now.0.to_string(),
-                    waiting_on: now.1.clone(),
-                    trace_id: format!("{:032x}", now.2),
+                    step: now.step().to_owned(),
+                    waiting_on: now.waiting_on().to_owned(),
+                    trace_id: format!("{:032x}", now.trace),
                     age: op.began.elapsed(),
                 }
             })

@@ -188,6 +188,29 @@ async fn an_error_names_the_step_that_failed() {
     failed.unwrap_err();
     assert!(op.describe().contains("step=\"inner\""), "{}", op.describe());
     op.cx.run("fine", |_| async { Ok(()) }).await.unwrap();
+    assert!(op.describe().contains("step=\"inner\""), "an undo that works is not the cause: {}", op.describe());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_steps_side_by_side_the_one_that_goes_on_is_shown() {
+    let system = testing::system(&[]).unwrap();
+    let op = system.root("rpc", None, None);
+    let (go_on, gate) = tokio::sync::oneshot::channel::<()>();
+    let hangs = op.cx.run("hangs", |_| async move {
+        let _ = gate.await;
+        Ok(())
+    });
+    let quick = op.cx.run("quick", |cx| async move { cx.run("part", |_| async { Ok(()) }).await });
+    let mut hangs = std::pin::pin!(hangs);
+    assert!(futures::poll!(hangs.as_mut()).is_pending());
+    quick.await.unwrap();
+    assert!(op.describe().contains("step=\"hangs\""), "{}", op.describe());
+    drop(go_on);
+    hangs.await.unwrap();
+    assert!(op.describe().contains("step=\"\""), "{}", op.describe());
+    let given_up = op.cx.run("given up", |_| std::future::pending::<kernel::Result<()>>());
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(10), given_up).await.is_err());
+    assert!(op.describe().contains("step=\"\""), "{}", op.describe());
 }
 
 #[tokio::test(flavor = "multi_thread")]
