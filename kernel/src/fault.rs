@@ -103,6 +103,17 @@ impl From<std::io::Error> for Fault {
     }
 }
 
+/// A removal of what is not there has succeeded.
+///
+/// # Errors
+/// Every other error as it is.
+pub fn absent(removed: std::io::Result<()>) -> std::io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Context for results.
 pub trait ResultExt<T, E> {
     /// Puts `what` in front of the error's text, keeping its class.

@@ -26,7 +26,7 @@ pub use blocking::BlockingInfo;
 pub use chaos::{Chaos, FaultKind, Rule};
 pub use cx::Cx;
 pub use dying::dying;
-pub use fault::{Class, Fault, Result, ResultExt};
+pub use fault::{Class, Fault, Result, ResultExt, absent};
 pub use manifest::{Isolation, Manifest, Restart, Spec, Strategy};
 pub use message::{Message, Protocol};
 pub use operation::{OpInfo, Operation};

@@ -4,7 +4,7 @@ use proto::cri::*;
 use std::time::{Duration, Instant};
 use troupe_tests::cri::Cri;
 use troupe_tests::daemon::{Daemon, Options};
-use troupe_tests::{census, registry::Registry};
+use troupe_tests::{census, eventually, registry::Registry};
 
 async fn bed(chaos: bool) -> (Daemon, Cri, String, census::Census) {
     bed_with(Options { chaos, ..Default::default() }).await
@@ -22,14 +22,6 @@ async fn bed_with(options: Options) -> (Daemon, Cri, String, census::Census) {
 
 async fn settle(daemon: &Daemon, before: &census::Census) {
     census::settle(daemon, before, Duration::from_secs(10), "what is left").await;
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < end, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// xorshift: the seed is printed, so that a failure can be had again.

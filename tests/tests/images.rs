@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use proto::cri::*;
 use std::path::Path;
-use std::time::{Duration, Instant};
-use troupe_tests::census;
+use std::time::Duration;
 use troupe_tests::cri::Cri;
 use troupe_tests::daemon::{Daemon, Options};
 use troupe_tests::registry::{Fault, Layer, Registry, busybox_layer, put};
+use troupe_tests::{census, eventually};
 
 /// A layer of one file.
 fn one_file(name: &str, text: &str) -> Layer {
@@ -34,14 +34,6 @@ async fn remove(cri: &mut Cri, image: &str) {
 
 fn count(dir: &Path) -> usize {
     std::fs::read_dir(dir).map_or(0, Iterator::count)
-}
-
-async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !done() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn image_mount(image: &str, at: &str, below: &str) -> Mount {

@@ -1,18 +1,8 @@
 //! What a killed daemon or a killed shim leaves behind is found and ended: nothing runs on with nobody to end it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 use proto::cri::*;
-use std::time::{Duration, Instant};
 use troupe_tests::daemon::{Daemon, Options};
-use troupe_tests::{census, cri::namespaces, registry::Registry};
-
-/// Tries until it is so.
-async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !so() {
-        assert!(began.elapsed() < Duration::from_secs(20), "{what}: not after 20 s");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
+use troupe_tests::{census, cri::namespaces, eventually, registry::Registry};
 
 fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z "))

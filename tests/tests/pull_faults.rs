@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use troupe_tests::cri::Cri;
 use troupe_tests::daemon::{Daemon, Options};
+use troupe_tests::eventually;
 use troupe_tests::registry::{Fault, Guard, Layer, Registry, busybox_layer, put};
 
 /// Bytes that no compression makes smaller.
@@ -36,14 +37,6 @@ fn snapshots(daemon: &Daemon) -> usize {
 
 fn ingests(daemon: &Daemon) -> usize {
     count(&daemon.dir.join("root/io.containerd.content.v1.content/ingest"))
-}
-
-async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !done() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn listed(cri: &mut Cri) -> Vec<Image> {

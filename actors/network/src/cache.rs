@@ -3,7 +3,7 @@
 use crate::Args;
 use crate::conf::Network;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use kernel::{Class, Result, ResultExt};
+use kernel::{Class, Result, ResultExt, absent};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -59,10 +59,7 @@ pub(crate) fn write(all: &[(PathBuf, Value)]) -> Result<()> {
 /// Removes an attachment's document.
 pub(crate) fn remove(args: &Args, network: &str, id: &str, ifname: &str) -> Result<()> {
     let path = path(args, network, id, ifname);
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", path.display())),
-        _ => Ok(()),
-    }
+    absent(std::fs::remove_file(&path)).with_context(|| format!("remove {}", path.display()))
 }
 
 /// The result that was recorded.

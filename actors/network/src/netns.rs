@@ -1,6 +1,6 @@
 //! Network namespaces, pinned by a bind mount on a file.
 use crate::sys;
-use kernel::{Fault, Result, ResultExt};
+use kernel::{Fault, Result, ResultExt, absent};
 use messages::userns::UserNs;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -77,10 +77,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
         Err(e) => return Err(std::io::Error::from(e)).with_context(|| format!("unpin {}", path.display())),
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", path.display())),
-        _ => Ok(()),
-    }
+    absent(std::fs::remove_file(path)).with_context(|| format!("remove {}", path.display()))
 }
 
 /// Is a namespace pinned there? After a reboot the file may be left without one, or nothing at all.

@@ -12,7 +12,7 @@
 //! The names are checkpointctl's. The container goes on running.
 use crate::World;
 use crate::record::{ContainerRow, Phase};
-use kernel::{Cx, Fault, Result, ResultExt};
+use kernel::{Cx, Fault, Result, ResultExt, absent};
 use messages::{snapshot, task};
 use proto::cri;
 use proto::prost_types::Timestamp;
@@ -64,21 +64,18 @@ pub async fn run(world: &World, cx: &Cx, request: cri::CheckpointContainerReques
     // Among the pod's files: what a crash leaves goes with the pod, or with the next checkpoint.
     let dir = world.files().join(format!("checkpoint-{}", row.id));
     let made = write(world, &cx, &row, &dir, &location).await;
-    let gone = cx.without_deadline().blocking("remove the checkpoint's directory", LONGEST, move || absent(&dir)).await;
+    let gone = cx.without_deadline().blocking("remove the checkpoint's directory", LONGEST, move || remove(&dir)).await;
     made.with_context(|| format!("checkpointing container {} failed", row.id)).and(gone)
 }
 
-fn absent(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::from(e).context(format!("remove {}", dir.display()))),
-        _ => Ok(()),
-    }
+fn remove(dir: &Path) -> Result<()> {
+    absent(std::fs::remove_dir_all(dir)).with_context(|| format!("remove {}", dir.display()))
 }
 
 async fn write(world: &World, cx: &Cx, row: &ContainerRow, dir: &Path, location: &Path) -> Result<()> {
     let fresh = dir.to_owned();
     let make = move || {
-        absent(&fresh)?;
+        remove(&fresh)?;
         DirBuilder::new().recursive(true).mode(0o700).create(fresh.join("checkpoint"))?;
         Ok(())
     };

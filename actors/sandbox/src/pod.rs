@@ -2,7 +2,7 @@
 use crate::record::{Json, Phase, PodPhase, PodRow, Proto, now_ns, pod_name};
 use crate::{World, container, spec, status, volumes};
 use futures::future::Either;
-use kernel::{Class, Cx, Fault, Result, ResultExt};
+use kernel::{Class, Cx, Fault, Result, ResultExt, absent};
 use messages::network::{Attach, Attachment, Detach, PodNetwork, PortMapping, Prepare};
 use messages::sandbox::RunPod;
 use messages::store::{Op, table};
@@ -433,12 +433,7 @@ pub async fn take_down(world: &World, cx: &Cx) -> Result<()> {
         unmount(&volatile.join("shm"))?;
         let volumes = volumes::unmount(&images)?;
         for dir in [&volatile, &files] {
-            match std::fs::remove_dir_all(dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Fault::from(e).context(format!("remove {}", dir.display())));
-                }
-                _ => {}
-            }
+            absent(std::fs::remove_dir_all(dir)).with_context(|| format!("remove {}", dir.display()))?;
         }
         Ok(volumes)
     };

@@ -8,7 +8,7 @@ mod copy;
 
 use crate::World;
 use crate::record::ContainerRow;
-use kernel::{Class, Cx, Fault, Result, ResultExt};
+use kernel::{Class, Cx, Fault, Result, ResultExt, absent};
 use messages::image::{self, Image};
 use messages::snapshot::{self, Mount};
 use nix::mount::{MntFlags, MsFlags, umount2};
@@ -237,10 +237,7 @@ fn one(root: &Path, volume: &Path, place: &str) -> Result<cri::Mount> {
 /// Gives back a container's own volumes.
 pub async fn remove(world: &World, cx: &Cx, id: &str) -> Result<()> {
     let dir = container_dir(world, id);
-    let remove = move || match std::fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::from(e).context(format!("remove {}", dir.display()))),
-        _ => Ok(()),
-    };
+    let remove = move || absent(std::fs::remove_dir_all(&dir)).with_context(|| format!("remove {}", dir.display()));
     cx.blocking("remove volumes", COPY, remove).await
 }
 
@@ -275,11 +272,8 @@ pub async fn release(world: &World, cx: &Cx, pod: &str) -> Result<()> {
             }
         }
     }
-    cx.blocking("remove the directory of image volumes", LOOK, move || match std::fs::remove_dir(&dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::from(e).context(dir.display())),
-        _ => Ok(()),
-    })
-    .await
+    let remove = move || absent(std::fs::remove_dir(&dir)).with_context(|| format!("remove {}", dir.display()));
+    cx.blocking("remove the directory of image volumes", LOOK, remove).await
 }
 
 #[cfg(test)]

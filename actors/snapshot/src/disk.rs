@@ -1,5 +1,5 @@
 //! Directories of snapshots. All of it blocks.
-use kernel::{Fault, Result, ResultExt};
+use kernel::{Fault, Result, ResultExt, absent};
 use messages::snapshot::{Kind, Mount, SnapshotInfo, Usage};
 use messages::userns::{GID_LABEL, UID_LABEL};
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,10 +98,7 @@ pub fn mounts(s: &SnapshotInfo, dir: &Path, parents: &[PathBuf]) -> Vec<Mount> {
 /// A volatile overlay leaves a mark, and is not mounted again while that is there: after a crash its data may be gone. Here the machine has not
 /// crashed since, or nobody has used it yet.
 pub fn forget_mount(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir.join("work/work/incompat")) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Fault::from(e).context(format!("forget the mount of {}", dir.display()))),
-        _ => Ok(()),
-    }
+    absent(std::fs::remove_dir_all(dir.join("work/work/incompat"))).with_context(|| format!("forget the mount of {}", dir.display()))
 }
 
 /// Remembers directories whose owner and mode only the parents know.

@@ -1,7 +1,7 @@
 //! Bundles: a directory for each shim and each container, in containerd's layout below `<state>` (`contracts/core.md` §5.5).
 use crate::reply::Endpoint;
 use crate::{Args, NAMESPACE};
-use kernel::{Result, ResultExt};
+use kernel::{Result, ResultExt, absent};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs;
@@ -123,12 +123,4 @@ pub fn remove(args: &Args, bundle: &Path) -> Result<()> {
         absent(fs::remove_dir_all(&work)).with_context(|| format!("remove {}", work.display()))?;
     }
     Ok(())
-}
-
-/// A removal of what is not there has succeeded.
-pub fn absent(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

@@ -245,9 +245,9 @@ impl Pod {
         let socket = bundle::read_endpoint(&self.bundle()).and_then(|e| e.address.strip_prefix("unix:///").map(|p| format!("/{p}")));
         let work = move || {
             // A shim that was killed leaves it.
-            socket.map_or(Ok(()), |s| bundle::absent(std::fs::remove_file(s))).context("remove the shim's socket")?;
+            socket.map_or(Ok(()), |s| kernel::absent(std::fs::remove_file(s))).context("remove the shim's socket")?;
             bundles.iter().try_for_each(|b| bundle::remove(&args, b))?;
-            bundle::absent(std::fs::remove_dir_all(fifos)).context("remove FIFOs")?;
+            kernel::absent(std::fs::remove_dir_all(fifos)).context("remove FIFOs")?;
             cgroup::remove(&cgroups);
             Ok(())
         };
