@@ -96,6 +96,15 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_adds_to_a_table_of_defaults_keeps_them() {
+        let text = "version = 3\n[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.more]\nruntime_type = \"io.containerd.runc.v2\"\n\
+            [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nmore = \"quay.io/x:1\"\n";
+        let plugins = load_text(text).unwrap().config.plugins;
+        assert_eq!(plugins.runtime.containerd.runtimes.keys().collect::<Vec<_>>(), ["more", "runc"]);
+        assert_eq!(plugins.images.pinned_images.keys().collect::<Vec<_>>(), ["more", "sandbox"]);
+    }
+
+    #[test]
     fn an_unknown_key_is_warned_about_and_a_wrong_type_is_refused() {
         let loaded = load_text("version = 4\n[plugins.\"io.containerd.cri.v1.runtime\"]\nenable_everything = true\n").unwrap();
         assert!(loaded.warnings.iter().any(|w| w.contains("enable_everything")), "{:?}", loaded.warnings);

@@ -12,7 +12,8 @@ pub struct Containerd {
     pub ignore_blockio_not_enabled_errors: bool,
     /// The same for RDT.
     pub ignore_rdt_not_enabled_errors: bool,
-    /// Runtimes.
+    /// Runtimes. `runc` is there without being named, as in containerd, whose files may only add others.
+    #[serde(deserialize_with = "with_runc")]
     pub runtimes: BTreeMap<String, Handler>,
 }
 
@@ -25,6 +26,12 @@ impl Default for Containerd {
             runtimes: BTreeMap::from([("runc".into(), Handler::default())]),
         }
     }
+}
+
+fn with_runc<'de, D: serde::Deserializer<'de>>(given: D) -> Result<BTreeMap<String, Handler>, D::Error> {
+    let mut all = BTreeMap::<String, Handler>::deserialize(given)?;
+    all.entry("runc".into()).or_default();
+    Ok(all)
 }
 
 /// One runtime handler.

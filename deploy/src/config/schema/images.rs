@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 pub struct Images {
     /// Default snapshotter.
     pub snapshotter: String,
-    /// Images that garbage collection must keep, by role.
+    /// Images that garbage collection must keep, by role. A file that names others keeps `sandbox`, as in containerd.
+    #[serde(deserialize_with = "with_sandbox")]
     pub pinned_images: BTreeMap<String, String>,
     /// Registries.
     pub registry: Registry,
@@ -59,11 +60,20 @@ impl Default for ImageDecryption {
     }
 }
 
+/// The sandbox image's role and name. Pods have none, but tools look for it, and a kubelet must not remove it.
+const SANDBOX: (&str, &str) = ("sandbox", "registry.k8s.io/pause:3.10.2");
+
+fn with_sandbox<'de, D: serde::Deserializer<'de>>(given: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let mut all = BTreeMap::<String, String>::deserialize(given)?;
+    all.entry(SANDBOX.0.into()).or_insert_with(|| SANDBOX.1.into());
+    Ok(all)
+}
+
 impl Default for Images {
     fn default() -> Self {
         Self {
             snapshotter: "overlayfs".into(),
-            pinned_images: BTreeMap::from([("sandbox".into(), "registry.k8s.io/pause:3.10.2".into())]),
+            pinned_images: BTreeMap::from([(SANDBOX.0.into(), SANDBOX.1.into())]),
             registry: Registry::default(),
             max_concurrent_downloads: 3,
             image_pull_progress_timeout: "5m0s".into(),
